@@ -1,0 +1,42 @@
+# apikeys: PGXS build. "make", "make install" and "make installcheck" work as
+# for any extension; ./dev does all of it on a fresh machine.
+
+EXTENSION = apikeys
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/apikeys.control)
+
+MODULE_big = apikeys
+OBJS = $(patsubst $(srcdir)/%.c,%.o,$(sort $(wildcard $(srcdir)/src/*.c)))
+
+INSTALL_SQL = $(sort $(wildcard $(srcdir)/sql/install/*.sql))
+BUILT_SQL = sql/apikeys--$(EXTVERSION).sql
+DATA_built = $(BUILT_SQL)
+DATA = $(wildcard $(srcdir)/sql/upgrade/*.sql)
+EXTRA_CLEAN = $(BUILT_SQL) results output_iso log tmp_check tmp_check_iso \
+	regression.diffs regression.out
+
+# The server under test needs the library preloaded: installcheck starts one.
+TEST_CONF = $(srcdir)/test/postgresql.conf
+REGRESS = $(patsubst $(srcdir)/test/sql/%.sql,%,$(sort $(wildcard $(srcdir)/test/sql/*.sql)))
+REGRESS_OPTS = --inputdir=$(srcdir)/test --temp-instance=tmp_check \
+	--temp-config=$(TEST_CONF)
+ISOLATION = $(patsubst $(srcdir)/test/specs/%.spec,%,$(sort $(wildcard $(srcdir)/test/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=$(srcdir)/test --outputdir=. \
+	--temp-instance=tmp_check_iso --temp-config=$(TEST_CONF)
+TAP_TESTS = 1
+PROVE_TESTS = $(sort $(wildcard $(srcdir)/test/t/*.pl))
+
+srcdir ?= .
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+# PostgreSQL's own headers want these exceptions.
+override CFLAGS += -Wall -Wextra -Werror -Wno-unused-parameter \
+	-Wno-sign-compare -Wno-missing-field-initializers
+override CPPFLAGS := -I$(srcdir)/src $(CPPFLAGS)
+
+$(OBJS): $(wildcard $(srcdir)/src/*.h)
+
+$(BUILT_SQL): $(INSTALL_SQL)
+	@mkdir -p $(@D)
+	cat $^ >$@

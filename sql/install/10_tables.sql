@@ -1,0 +1,263 @@
+-- Tables. Each is registered for pg_dump at once: its rows are user data.
+-- Rows of a restore arrive before indexes and constraints of dependent objects
+-- can be relied on, so triggers tell a new row (created_at is this
+-- transaction's time) from a restored one.
+
+CREATE TABLE apikeys.plans (
+    id text PRIMARY KEY DEFAULT apikeys.uuidv7()::text
+        CONSTRAINT plans_id_check CHECK (octet_length(id) BETWEEN 1 AND 255),
+    name text NOT NULL
+        CONSTRAINT plans_name_check CHECK (length(name) BETWEEN 1 AND 255),
+    description text,
+    max_requests bigint
+        CONSTRAINT plans_max_requests_check CHECK (max_requests >= 0),
+    request_period text NOT NULL DEFAULT 'month'
+        CONSTRAINT plans_request_period_check
+        CHECK (request_period IN ('minute', 'hour', 'day', 'week', 'month', 'year')),
+    is_active boolean NOT NULL DEFAULT true,
+    key_lifetime interval
+        CONSTRAINT plans_key_lifetime_check CHECK (key_lifetime > '0'),
+    max_keys_per_user int
+        CONSTRAINT plans_max_keys_per_user_check CHECK (max_keys_per_user >= 0),
+    metadata jsonb NOT NULL DEFAULT '{}'
+        CONSTRAINT plans_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    deleted_at timestamptz
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.plans', '');
+
+CREATE INDEX plans_metadata_idx ON apikeys.plans USING gin (metadata jsonb_path_ops);
+
+COMMENT ON TABLE apikeys.plans IS 'Named bundles of limits';
+COMMENT ON COLUMN apikeys.plans.id IS 'Identifier, chosen by the caller or a uuid';
+COMMENT ON COLUMN apikeys.plans.name IS 'Name shown to people';
+COMMENT ON COLUMN apikeys.plans.description IS 'What the plan offers';
+COMMENT ON COLUMN apikeys.plans.max_requests IS 'Quota: requests admitted per period; NULL (or -1 on input) is unlimited';
+COMMENT ON COLUMN apikeys.plans.request_period IS 'Calendar period of the quota: minute, hour, day, week, month or year (UTC)';
+COMMENT ON COLUMN apikeys.plans.is_active IS 'False switches every key of the plan off';
+COMMENT ON COLUMN apikeys.plans.key_lifetime IS 'How long a new key lives if its creation does not say; NULL is for ever';
+COMMENT ON COLUMN apikeys.plans.max_keys_per_user IS 'How many live keys a user may hold; NULL is any number';
+COMMENT ON COLUMN apikeys.plans.metadata IS 'The application''s own data, a JSON object';
+COMMENT ON COLUMN apikeys.plans.created_at IS 'When the plan was made';
+COMMENT ON COLUMN apikeys.plans.updated_at IS 'When the plan was last changed';
+COMMENT ON COLUMN apikeys.plans.deleted_at IS 'When the plan was deleted; its keys are refused from then on';
+COMMENT ON INDEX apikeys.plans_metadata_idx IS 'Containment searches in metadata (@>)';
+
+CREATE TABLE apikeys.apis (
+    id text PRIMARY KEY
+        CONSTRAINT apis_id_check CHECK (octet_length(id) BETWEEN 1 AND 255),
+    name text,
+    default_prefix text
+        CONSTRAINT apis_default_prefix_check CHECK (default_prefix ~ '^[a-zA-Z0-9_]{1,32}$'),
+    default_plan_id text
+        CONSTRAINT apis_default_plan_id_fkey REFERENCES apikeys.plans (id),
+    metadata jsonb NOT NULL DEFAULT '{}'
+        CONSTRAINT apis_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.apis', '');
+
+COMMENT ON TABLE apikeys.apis IS 'The sets of keys that guard one product each; "default" is made when first needed';
+COMMENT ON COLUMN apikeys.apis.id IS 'Identifier, as given to api_id';
+COMMENT ON COLUMN apikeys.apis.name IS 'Name shown to people';
+COMMENT ON COLUMN apikeys.apis.default_prefix IS 'Prefix of new secrets; NULL takes the setting apikeys.default_prefix';
+COMMENT ON COLUMN apikeys.apis.default_plan_id IS 'Plan of keys that have none, neither of their own nor through their user';
+COMMENT ON COLUMN apikeys.apis.metadata IS 'The application''s own data, a JSON object';
+COMMENT ON COLUMN apikeys.apis.created_at IS 'When the api was made';
+
+CREATE TABLE apikeys.users (
+    id text PRIMARY KEY
+        CONSTRAINT users_id_check CHECK (octet_length(id) BETWEEN 1 AND 255),
+    name text,
+    email text
+        CONSTRAINT users_email_check CHECK (email ~ '^[^@\s]+@[^@\s]+$'),
+    plan_id text
+        CONSTRAINT users_plan_id_fkey REFERENCES apikeys.plans (id),
+    custom_start timestamptz
+        CONSTRAINT users_custom_start_check CHECK (isfinite(custom_start)),
+    is_disabled boolean NOT NULL DEFAULT false,
+    metadata jsonb NOT NULL DEFAULT '{}'
+        CONSTRAINT users_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    deleted_at timestamptz,
+    subject_id uuid NOT NULL DEFAULT apikeys.uuidv7()
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.users', '');
+
+CREATE UNIQUE INDEX users_email_key ON apikeys.users (lower(email)) WHERE deleted_at IS NULL;
+CREATE UNIQUE INDEX users_subject_id_key ON apikeys.users (subject_id);
+CREATE INDEX users_plan_id_idx ON apikeys.users (plan_id, id) WHERE plan_id IS NOT NULL;
+CREATE INDEX users_metadata_idx ON apikeys.users USING gin (metadata jsonb_path_ops);
+
+COMMENT ON TABLE apikeys.users IS 'Owners of keys that need a plan, a switch or a name; a key may name a user who has no row';
+COMMENT ON COLUMN apikeys.users.id IS 'The application''s own identifier of the user';
+COMMENT ON COLUMN apikeys.users.name IS 'Name shown to people';
+COMMENT ON COLUMN apikeys.users.email IS 'Address, unique among users not deleted';
+COMMENT ON COLUMN apikeys.users.plan_id IS 'Plan shared by all keys of the user that have none of their own';
+COMMENT ON COLUMN apikeys.users.custom_start IS 'Anchor of the user''s periods; NULL is the calendar in UTC';
+COMMENT ON COLUMN apikeys.users.is_disabled IS 'True switches every key of the user off';
+COMMENT ON COLUMN apikeys.users.metadata IS 'The application''s own data, a JSON object';
+COMMENT ON COLUMN apikeys.users.created_at IS 'When the user was made';
+COMMENT ON COLUMN apikeys.users.updated_at IS 'When the user was last changed';
+COMMENT ON COLUMN apikeys.users.deleted_at IS 'When the user was deleted; the user''s keys are refused from then on';
+COMMENT ON COLUMN apikeys.users.subject_id IS 'What the meter knows the user by (apikeys.usage.subject_id)';
+COMMENT ON INDEX apikeys.users_email_key IS 'Emails are unique among users not deleted, whatever their case';
+COMMENT ON INDEX apikeys.users_subject_id_key IS 'From a row of apikeys.usage to its user';
+COMMENT ON INDEX apikeys.users_plan_id_idx IS 'Users of a plan';
+COMMENT ON INDEX apikeys.users_metadata_idx IS 'Containment searches in metadata (@>)';
+
+-- Room is left in each page (fillfactor) so that last_used_at, which no index
+-- holds, is updated in place (HOT).
+CREATE TABLE apikeys.keys (
+    id uuid PRIMARY KEY DEFAULT apikeys.uuidv7(),
+    api_id text NOT NULL DEFAULT 'default'
+        CONSTRAINT keys_api_id_fkey REFERENCES apikeys.apis (id),
+    name text NOT NULL
+        CONSTRAINT keys_name_check CHECK (length(name) BETWEEN 1 AND 255),
+    user_id text
+        CONSTRAINT keys_user_id_check CHECK (octet_length(user_id) BETWEEN 1 AND 255),
+    plan_id text
+        CONSTRAINT keys_plan_id_fkey REFERENCES apikeys.plans (id),
+    enabled boolean NOT NULL DEFAULT true,
+    start text NOT NULL,
+    digest bytea NOT NULL
+        CONSTRAINT keys_digest_check CHECK (octet_length(digest) = 32),
+    previous_digest bytea
+        CONSTRAINT keys_previous_digest_check CHECK (octet_length(previous_digest) = 32),
+    previous_expires_at timestamptz,
+    permissions text[] NOT NULL DEFAULT '{}'
+        CONSTRAINT keys_permissions_check CHECK (array_position(permissions, NULL) IS NULL),
+    allowed_ips cidr[]
+        CONSTRAINT keys_allowed_ips_check CHECK (array_position(allowed_ips, NULL) IS NULL),
+    metadata jsonb NOT NULL DEFAULT '{}'
+        CONSTRAINT keys_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
+    expires_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    last_used_at timestamptz,
+    regenerated_at timestamptz,
+    deleted_at timestamptz,
+    CONSTRAINT keys_digest_key UNIQUE (digest),
+    CONSTRAINT keys_previous_check
+        CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
+) WITH (fillfactor = 85);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.keys', '');
+
+CREATE UNIQUE INDEX keys_previous_digest_key ON apikeys.keys (previous_digest) WHERE previous_digest IS NOT NULL;
+CREATE INDEX keys_api_id_idx ON apikeys.keys (api_id, id);
+CREATE INDEX keys_user_id_idx ON apikeys.keys (user_id, id) WHERE user_id IS NOT NULL;
+CREATE INDEX keys_plan_id_idx ON apikeys.keys (plan_id, id) WHERE plan_id IS NOT NULL;
+CREATE INDEX keys_expires_at_idx ON apikeys.keys (expires_at) WHERE expires_at IS NOT NULL AND deleted_at IS NULL;
+CREATE INDEX keys_metadata_idx ON apikeys.keys USING gin (metadata jsonb_path_ops);
+
+COMMENT ON TABLE apikeys.keys IS 'API keys; a DELETE only marks a row (deleted_at), apikey_purge removes it';
+COMMENT ON COLUMN apikeys.keys.id IS 'Identifier, a uuid of version 7, never changes';
+COMMENT ON COLUMN apikeys.keys.api_id IS 'The api that the key opens';
+COMMENT ON COLUMN apikeys.keys.name IS 'Name shown to people';
+COMMENT ON COLUMN apikeys.keys.user_id IS 'The owner, an id of the application''s; need not have a row in apikeys.users';
+COMMENT ON COLUMN apikeys.keys.plan_id IS 'The key''s own plan; NULL takes the user''s, then the api''s';
+COMMENT ON COLUMN apikeys.keys.enabled IS 'False switches the key off';
+COMMENT ON COLUMN apikeys.keys.start IS 'Prefix and first four characters of the secret, to recognise it by';
+COMMENT ON COLUMN apikeys.keys.digest IS 'SHA-256 of the secret';
+COMMENT ON COLUMN apikeys.keys.previous_digest IS 'SHA-256 of the secret before the last regeneration, if it was given a grace';
+COMMENT ON COLUMN apikeys.keys.previous_expires_at IS 'Until when the previous secret works';
+COMMENT ON COLUMN apikeys.keys.permissions IS 'What the key may do, by name';
+COMMENT ON COLUMN apikeys.keys.allowed_ips IS 'Networks the key may be used from; NULL is anywhere';
+COMMENT ON COLUMN apikeys.keys.metadata IS 'The application''s own data, a JSON object';
+COMMENT ON COLUMN apikeys.keys.expires_at IS 'From when on the key is refused; NULL is never';
+COMMENT ON COLUMN apikeys.keys.created_at IS 'When the key was made';
+COMMENT ON COLUMN apikeys.keys.updated_at IS 'When the key was last changed (not by use)';
+COMMENT ON COLUMN apikeys.keys.last_used_at IS 'When the key was last verified, to within apikeys.last_used_interval';
+COMMENT ON COLUMN apikeys.keys.regenerated_at IS 'When the secret was last replaced';
+COMMENT ON COLUMN apikeys.keys.deleted_at IS 'When the key was deleted';
+COMMENT ON INDEX apikeys.keys_digest_key IS 'Verification: from the digest of a secret to its key';
+COMMENT ON INDEX apikeys.keys_previous_digest_key IS 'Verification in the grace after a regeneration';
+COMMENT ON INDEX apikeys.keys_api_id_idx IS 'Keys of an api, in order';
+COMMENT ON INDEX apikeys.keys_user_id_idx IS 'Keys of a user, in order';
+COMMENT ON INDEX apikeys.keys_plan_id_idx IS 'Keys of a plan, in order';
+COMMENT ON INDEX apikeys.keys_expires_at_idx IS 'The sweep of expired keys';
+COMMENT ON INDEX apikeys.keys_metadata_idx IS 'Containment searches in metadata (@>)';
+
+-- History. No foreign keys: the worker must depend on no client's row. The
+-- root carries no index, since one there breaks a restore: each partition has
+-- its own. The DEFAULT partition is the extension's; dated ones are made by
+-- the worker and dump as ordinary tables.
+CREATE TABLE apikeys.requests (
+    "timestamp" timestamptz NOT NULL,
+    key_id uuid NOT NULL,
+    endpoint text,
+    method text,
+    status text NOT NULL,
+    code text NOT NULL,
+    ip_address inet,
+    cost bigint NOT NULL,
+    tags text[]
+) PARTITION BY RANGE ("timestamp");
+
+CREATE TABLE apikeys.requests_default PARTITION OF apikeys.requests DEFAULT;
+SELECT pg_catalog.pg_extension_config_dump('apikeys.requests_default', '');
+
+CREATE INDEX requests_default_key_id_idx ON apikeys.requests_default (key_id, "timestamp");
+
+COMMENT ON TABLE apikeys.requests IS 'Request history: one row a verification of a known key, by day';
+COMMENT ON COLUMN apikeys.requests."timestamp" IS 'When the decision was made';
+COMMENT ON COLUMN apikeys.requests.key_id IS 'The key presented';
+COMMENT ON COLUMN apikeys.requests.endpoint IS 'What was called, as the caller said, cut at 1,024 bytes';
+COMMENT ON COLUMN apikeys.requests.method IS 'How it was called, as the caller said, cut at 32 bytes';
+COMMENT ON COLUMN apikeys.requests.status IS 'allowed or denied';
+COMMENT ON COLUMN apikeys.requests.code IS 'The outcome, such as VALID or USAGE_EXCEEDED';
+COMMENT ON COLUMN apikeys.requests.ip_address IS 'The client''s address, as the caller said';
+COMMENT ON COLUMN apikeys.requests.cost IS 'What was asked for; a denied request consumed none of it';
+COMMENT ON COLUMN apikeys.requests.tags IS 'The caller''s labels, at most 1,024 bytes together';
+COMMENT ON TABLE apikeys.requests_default IS 'History for which no dated partition was ready';
+COMMENT ON INDEX apikeys.requests_default_key_id_idx IS 'History of one key, by time';
+
+-- The durable side of the meter. Written by the worker alone, and rarely:
+-- when a ceiling moves or a subject goes idle. No foreign keys, as above.
+CREATE TABLE apikeys.usage (
+    subject_id uuid NOT NULL,
+    subject text NOT NULL
+        CONSTRAINT usage_subject_check CHECK (subject IN ('key', 'user')),
+    period text NOT NULL
+        CONSTRAINT usage_period_check
+        CHECK (period IN ('minute', 'hour', 'day', 'week', 'month', 'year')),
+    period_start timestamptz NOT NULL,
+    current_usage bigint NOT NULL,
+    charged bigint NOT NULL,
+    ceiling bigint NOT NULL,
+    incarnation uuid NOT NULL,
+    updated_at timestamptz NOT NULL,
+    CONSTRAINT usage_pkey PRIMARY KEY (subject_id, period, period_start)
+) WITH (fillfactor = 50);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.usage', '');
+
+COMMENT ON TABLE apikeys.usage IS 'The durable side of the meter; apikeys.live_usage shows the live figures';
+COMMENT ON COLUMN apikeys.usage.subject_id IS 'Who is metered: keys.id or users.subject_id';
+COMMENT ON COLUMN apikeys.usage.subject IS 'key, or user where the keys of a user share the user''s plan';
+COMMENT ON COLUMN apikeys.usage.period IS 'Unit of the period';
+COMMENT ON COLUMN apikeys.usage.period_start IS 'Start of the period';
+COMMENT ON COLUMN apikeys.usage.current_usage IS 'Requests admitted in the period, as billed: a crash never raises it';
+COMMENT ON COLUMN apikeys.usage.charged IS 'Requests charged against the limit: current_usage and what crashes cost';
+COMMENT ON COLUMN apikeys.usage.ceiling IS 'How far admission may have gone before the next write; where a crash resumes';
+COMMENT ON COLUMN apikeys.usage.incarnation IS 'The incarnation of the meter that wrote the row';
+COMMENT ON COLUMN apikeys.usage.updated_at IS 'When the row was written';
+
+-- One row a time that the meter of this database was open. A row left without
+-- closed_at tells of a crash: what it metered resumes at the ceilings.
+CREATE TABLE apikeys.incarnations (
+    id uuid PRIMARY KEY,
+    started_at timestamptz NOT NULL,
+    closed_at timestamptz,
+    superseded_at timestamptz
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.incarnations', '');
+
+COMMENT ON TABLE apikeys.incarnations IS 'When the meter of this database was open, and whether it was closed cleanly';
+COMMENT ON COLUMN apikeys.incarnations.id IS 'Identifier, as in apikeys.usage.incarnation';
+COMMENT ON COLUMN apikeys.incarnations.started_at IS 'When the meter was opened';
+COMMENT ON COLUMN apikeys.incarnations.closed_at IS 'When it was closed with all counts written; NULL while open or after a crash';
+COMMENT ON COLUMN apikeys.incarnations.superseded_at IS 'After a crash: when the next incarnation began';
+
+COMMENT ON CONSTRAINT keys_digest_key ON apikeys.keys IS 'A secret belongs to one key';

@@ -1,0 +1,61 @@
+-- Answers. Views serve as the types of the rows that functions return, so
+-- that a DBA can query what a client gets.
+
+CREATE VIEW apikeys.key_objects AS
+SELECT k.id, k.api_id, k.name, k.user_id, k.plan_id,
+       CASE WHEN k.deleted_at IS NOT NULL THEN 'deleted'
+            WHEN NOT k.enabled THEN 'disabled'
+            WHEN k.expires_at <= clock_timestamp() THEN 'expired'
+            ELSE 'active' END AS status,
+       k.start, k.permissions, k.metadata, k.expires_at, k.created_at,
+       k.updated_at, k.last_used_at, k.deleted_at, k.enabled, k.allowed_ips,
+       k.regenerated_at, k.previous_expires_at
+  FROM apikeys.keys k;
+COMMENT ON VIEW apikeys.key_objects IS 'Keys as the functions show them: with a status, without digests';
+
+CREATE VIEW apikeys.plan_objects AS
+SELECT p.id, p.name, p.description, p.max_requests, p.request_period,
+       p.is_active, p.key_lifetime, p.max_keys_per_user, p.metadata,
+       p.created_at, p.updated_at, p.deleted_at
+  FROM apikeys.plans p;
+COMMENT ON VIEW apikeys.plan_objects IS 'Plans as the functions show them';
+
+CREATE VIEW apikeys.user_objects AS
+SELECT u.id, u.name, u.email, u.plan_id, u.custom_start, u.is_disabled,
+       u.metadata, u.created_at, u.updated_at, u.deleted_at
+  FROM apikeys.users u;
+COMMENT ON VIEW apikeys.user_objects IS 'Users as the functions show them';
+
+CREATE TYPE apikeys.issued_key AS (
+    id uuid, api_key text, api_id text, name text, user_id text, plan_id text,
+    status text, start text, permissions text[], metadata jsonb,
+    expires_at timestamptz, created_at timestamptz, updated_at timestamptz,
+    last_used_at timestamptz, deleted_at timestamptz, enabled boolean,
+    allowed_ips cidr[], regenerated_at timestamptz,
+    previous_expires_at timestamptz
+);
+COMMENT ON TYPE apikeys.issued_key IS 'A key object with its secret (api_key), which is shown this once';
+
+CREATE TYPE apikeys.verification AS (
+    valid boolean, code text, key_id uuid, api_id text, name text,
+    user_id text, plan_id text, plan_name text, permissions text[],
+    metadata jsonb, current_usage bigint, "limit" bigint, remaining bigint,
+    reset_time timestamptz, period text, retry_after interval,
+    expires_at timestamptz
+);
+COMMENT ON TYPE apikeys.verification IS 'The decision about one presented secret';
+COMMENT ON COLUMN apikeys.verification.valid IS 'Whether the request may go on';
+COMMENT ON COLUMN apikeys.verification.code IS 'VALID, or the first reason that holds: MALFORMED, NOT_FOUND, DISABLED, EXPIRED, FORBIDDEN, INSUFFICIENT_PERMISSIONS, RATE_LIMITED, USAGE_EXCEEDED';
+COMMENT ON COLUMN apikeys.verification.current_usage IS 'Consumed in the current period, this request included';
+COMMENT ON COLUMN apikeys.verification."limit" IS 'Quota of the period; NULL is unlimited';
+COMMENT ON COLUMN apikeys.verification.remaining IS 'What may still be consumed in the period; NULL is unlimited';
+COMMENT ON COLUMN apikeys.verification.reset_time IS 'When the next period begins';
+COMMENT ON COLUMN apikeys.verification.retry_after IS 'How long to wait before the same request can succeed; NULL if waiting does not help';
+
+CREATE TYPE apikeys.usage_report AS (
+    key_id uuid, user_id text, plan_id text, current_usage bigint,
+    "limit" bigint, remaining bigint, reset_time timestamptz, period text,
+    period_start timestamptz, subject text
+);
+COMMENT ON TYPE apikeys.usage_report IS 'Live usage of the current period';
+COMMENT ON COLUMN apikeys.usage_report.subject IS 'key, or user where the figures are shared by all keys of the user';

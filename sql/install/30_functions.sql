@@ -1,0 +1,163 @@
+-- The functions in C. Those that write run with the rights of the extension's
+-- owner and a fixed search_path; the others touch no object by name.
+
+CREATE FUNCTION @extschema@.apikey_create(
+    name text,
+    user_id text DEFAULT NULL,
+    plan_id text DEFAULT NULL,
+    metadata jsonb DEFAULT '{}',
+    expires_at timestamptz DEFAULT NULL,
+    prefix text DEFAULT NULL,
+    api_id text DEFAULT 'default',
+    permissions text[] DEFAULT '{}',
+    enabled boolean DEFAULT true,
+    allowed_ips cidr[] DEFAULT NULL
+) RETURNS apikeys.issued_key
+LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'apikey_create';
+COMMENT ON FUNCTION @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[]) IS
+'Create an API key.
+Returns the key with its secret (api_key), which is shown this once. Without
+expires_at the key lives as long as its plan says. Errors: P0002 for an unknown
+plan or api, 22004 and 22023 for arguments, 23514 if the user has as many live
+keys as the plan allows.';
+
+CREATE FUNCTION @extschema@.apikey_verify(
+    key text,
+    endpoint text DEFAULT NULL,
+    method text DEFAULT NULL,
+    ip_address inet DEFAULT NULL,
+    cost bigint DEFAULT 1,
+    permissions text DEFAULT NULL,
+    api_id text DEFAULT NULL,
+    tags text[] DEFAULT NULL,
+    on_abort text DEFAULT 'keep',
+    charges jsonb DEFAULT NULL
+) RETURNS apikeys.verification
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'apikey_verify';
+COMMENT ON FUNCTION @extschema@.apikey_verify(text, text, text, inet, bigint, text, text, text[], text, jsonb) IS
+'Verify an API key and meter the request.
+Always answers one row; call it as SELECT * FROM apikey_verify(...). code is
+VALID or the first reason to refuse. A valid request consumes cost (0 to 2^31;
+0 checks only), whatever becomes of the transaction; a denied one consumes
+nothing. Works in READ ONLY transactions. Errors: 22004 and 22023 for
+arguments, 0A000 for what is not supported yet, 25006 for a quota on a standby,
+53000 if the worker cannot keep up.';
+
+CREATE FUNCTION @extschema@.apikey_regenerate(
+    id uuid,
+    grace interval DEFAULT '0'
+) RETURNS apikeys.issued_key
+LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'apikey_regenerate';
+COMMENT ON FUNCTION @extschema@.apikey_regenerate(uuid, interval) IS
+'Give a key a new secret.
+Id, usage, metadata and expiry stay. The old secret works for the grace, though
+never beyond the key''s own expiry; an older one stops at once. Errors: P0002
+for an unknown or deleted key, 22004 and 22023 for arguments.';
+
+CREATE FUNCTION @extschema@.apikey_usage(id uuid) RETURNS apikeys.usage_report
+LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'apikey_usage';
+COMMENT ON FUNCTION @extschema@.apikey_usage(uuid) IS
+'Usage of a key in the current period.
+Read from the meter, never behind. Where the plan is the user''s, the figures
+are those that all keys of the user share. Errors: P0002 for an unknown key.';
+
+CREATE FUNCTION @extschema@.apikey_user_usage(user_id text) RETURNS apikeys.usage_report
+LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'apikey_user_usage';
+COMMENT ON FUNCTION @extschema@.apikey_user_usage(text) IS
+'Usage that the keys of a user share in the current period.
+Keys with a plan of their own are not in it. Errors: P0002 for an unknown
+user.';
+
+CREATE FUNCTION @extschema@.apikey_purge(older_than interval) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'apikey_purge';
+COMMENT ON FUNCTION @extschema@.apikey_purge(interval) IS
+'Remove deleted keys, users and plans for good.
+Those that were deleted at least that long ago go, with the usage of the keys
+and users; plans still referred to stay. Returns how many rows went. Errors:
+22004 and 22023 for the argument.';
+
+CREATE FUNCTION apikeys.in_purge() RETURNS boolean
+LANGUAGE c STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'apikeys_in_purge';
+COMMENT ON FUNCTION apikeys.in_purge() IS
+'Whether apikey_purge is running in this session.
+Only then does a DELETE remove a row.';
+
+CREATE FUNCTION apikeys.keys_before_write() RETURNS trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'apikeys_keys_before_write';
+COMMENT ON FUNCTION apikeys.keys_before_write() IS
+'Trigger: check and complete a row of apikeys.keys.
+A new key takes its expiry from its plan and is refused if it lies in the past
+or the user has keys enough; a restored row is left as it is.';
+
+CREATE FUNCTION apikeys.announce_change() RETURNS trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'apikeys_announce_change';
+COMMENT ON FUNCTION apikeys.announce_change() IS
+'Trigger: make a change durable at its commit, and known to every session.';
+
+CREATE FUNCTION apikeys.meter(
+    OUT subject_id uuid,
+    OUT subject text,
+    OUT period text,
+    OUT period_start timestamptz,
+    OUT current_usage bigint,
+    OUT charged bigint,
+    OUT ceiling bigint
+) RETURNS SETOF record
+LANGUAGE c VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'apikeys_meter';
+COMMENT ON FUNCTION apikeys.meter() IS
+'The counts of this database that are in shared memory.
+charged is held against the limit; it exceeds current_usage by what crashes
+cost. ceiling is how far admission may go before the worker writes again.';
+
+CREATE FUNCTION apikeys.statistics(
+    OUT name text,
+    OUT value bigint,
+    OUT description text
+) RETURNS SETOF record
+LANGUAGE c VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'apikeys_statistics';
+COMMENT ON FUNCTION apikeys.statistics() IS
+'Statistics of this database since the server''s start.';
+
+CREATE FUNCTION apikeys.period_start(period text, anchor timestamptz, at timestamptz) RETURNS timestamptz
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'apikeys_period_start';
+COMMENT ON FUNCTION apikeys.period_start(text, timestamptz, timestamptz) IS
+'When the period began that holds a moment.
+period: minute, hour, day, week, month or year; anchor: the start of one period,
+or -infinity for the calendar in UTC.';
+
+CREATE FUNCTION apikeys.period_end(period text, anchor timestamptz, at timestamptz) RETURNS timestamptz
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'apikeys_period_end';
+COMMENT ON FUNCTION apikeys.period_end(text, timestamptz, timestamptz) IS
+'When the period ends that holds a moment; see apikeys.period_start.';
+
+REVOKE EXECUTE ON FUNCTION
+    @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[]),
+    @extschema@.apikey_verify(text, text, text, inet, bigint, text, text, text[], text, jsonb),
+    @extschema@.apikey_regenerate(uuid, interval),
+    @extschema@.apikey_usage(uuid),
+    @extschema@.apikey_user_usage(text),
+    @extschema@.apikey_purge(interval),
+    apikeys.in_purge(),
+    apikeys.keys_before_write(),
+    apikeys.announce_change(),
+    apikeys.meter(),
+    apikeys.statistics(),
+    apikeys.period_start(text, timestamptz, timestamptz),
+    apikeys.period_end(text, timestamptz, timestamptz)
+FROM PUBLIC;

@@ -1,0 +1,254 @@
+-- Triggers.
+--
+-- The rows of a restore pass through them too and must come out as they went
+-- in: on INSERT nothing is changed here but what no stored row can hold (-1).
+-- What must hold for whoever writes, a role with session_replication_role
+-- included, is ENABLE ALWAYS.
+
+-- Plans and users: proper messages for what the table's constraints refuse,
+-- and the time of the last change.
+
+CREATE FUNCTION apikeys.plans_before_write() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    refusal text[];
+BEGIN
+    IF NEW.max_requests = -1 THEN
+        NEW.max_requests := NULL;
+    END IF;
+
+    refusal := CASE
+        WHEN length(NEW.id) NOT BETWEEN 1 AND 255 THEN
+            ARRAY['id of a plan must have between 1 and 255 characters',
+                  'Without an id, a plan is given a uuid.']
+        WHEN length(NEW.name) NOT BETWEEN 1 AND 255 THEN
+            ARRAY['name of a plan must have between 1 and 255 characters',
+                  'The description may be longer.']
+        WHEN NEW.max_requests < 0 THEN
+            ARRAY['max_requests must not be negative',
+                  '-1 or NULL is unlimited.']
+        WHEN NEW.request_period NOT IN ('minute', 'hour', 'day', 'week', 'month', 'year') THEN
+            ARRAY[format('unknown request_period "%s"', left(NEW.request_period, 63)),
+                  'The periods are "minute", "hour", "day", "week", "month" and "year".']
+        WHEN NEW.key_lifetime <= '0' THEN
+            ARRAY['key_lifetime must be positive',
+                  'NULL is for ever.']
+        WHEN NEW.max_keys_per_user < 0 THEN
+            ARRAY['max_keys_per_user must not be negative',
+                  'NULL is any number.']
+        WHEN jsonb_typeof(NEW.metadata) <> 'object' THEN
+            ARRAY['metadata must be a JSON object',
+                  'Use {} for none.']
+    END;
+    IF refusal IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = refusal[1], HINT = refusal[2];
+    END IF;
+
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.id <> OLD.id THEN
+            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+                MESSAGE = 'id of a plan cannot be changed';
+        END IF;
+        -- A revived plan is a new one.
+        IF NEW.created_at <> OLD.created_at
+            AND NOT (OLD.deleted_at IS NOT NULL AND NEW.deleted_at IS NULL) THEN
+            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+                MESSAGE = 'created_at of a plan cannot be changed';
+        END IF;
+        NEW.updated_at := now();
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION apikeys.plans_before_write() IS
+'Check a plan that is written, and note when it is changed.
+Trigger. Turns max_requests -1 into NULL. Raises 22023 for a value that cannot be, 0A000 for a change of id or created_at.';
+REVOKE EXECUTE ON FUNCTION apikeys.plans_before_write() FROM PUBLIC;
+
+CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.plans
+    FOR EACH ROW EXECUTE FUNCTION apikeys.plans_before_write();
+COMMENT ON TRIGGER before_write ON apikeys.plans IS 'Checks values and sets updated_at';
+
+CREATE FUNCTION apikeys.users_before_write() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    refusal text[];
+BEGIN
+    refusal := CASE
+        WHEN length(NEW.id) NOT BETWEEN 1 AND 255 THEN
+            ARRAY['id of a user must have between 1 and 255 characters',
+                  'Use the id by which the application knows the user.']
+        WHEN NEW.email !~ '^[^@\s]+@[^@\s]+$' THEN
+            ARRAY['invalid email',
+                  'An email has one "@" and no white space, such as "name@example.com".']
+        WHEN NOT isfinite(NEW.custom_start) THEN
+            ARRAY['custom_start must be finite',
+                  'NULL is the calendar in UTC.']
+        WHEN jsonb_typeof(NEW.metadata) <> 'object' THEN
+            ARRAY['metadata must be a JSON object',
+                  'Use {} for none.']
+    END;
+    IF refusal IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = refusal[1], HINT = refusal[2];
+    END IF;
+
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.id <> OLD.id OR NEW.subject_id <> OLD.subject_id THEN
+            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+                MESSAGE = 'id of a user cannot be changed';
+        END IF;
+        -- A revived user is a new one.
+        IF NEW.created_at <> OLD.created_at
+            AND NOT (OLD.deleted_at IS NOT NULL AND NEW.deleted_at IS NULL) THEN
+            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+                MESSAGE = 'created_at of a user cannot be changed';
+        END IF;
+        NEW.updated_at := now();
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION apikeys.users_before_write() IS
+'Check a user that is written, and note when it is changed.
+Trigger. Raises 22023 for a value that cannot be, 0A000 for a change of id, subject_id or created_at.';
+REVOKE EXECUTE ON FUNCTION apikeys.users_before_write() FROM PUBLIC;
+
+CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.users
+    FOR EACH ROW EXECUTE FUNCTION apikeys.users_before_write();
+COMMENT ON TRIGGER before_write ON apikeys.users IS 'Checks values and sets updated_at';
+
+-- Keys: every column but last_used_at, which the worker writes in batches
+-- that change nothing anyone must hear of.
+
+CREATE TRIGGER before_write BEFORE INSERT OR UPDATE OF id, api_id, name,
+    user_id, plan_id, enabled, start, digest, previous_digest,
+    previous_expires_at, permissions, allowed_ips, metadata, expires_at,
+    created_at, updated_at, regenerated_at, deleted_at
+    ON apikeys.keys
+    FOR EACH ROW EXECUTE FUNCTION apikeys.keys_before_write();
+COMMENT ON TRIGGER before_write ON apikeys.keys IS 'Checks values, applies the plan to new keys and sets updated_at';
+
+-- Whoever holds rows in a cache must learn of changes, and a change must be
+-- durable once it is acknowledged.
+
+CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF id, api_id,
+    name, user_id, plan_id, enabled, start, digest, previous_digest,
+    previous_expires_at, permissions, allowed_ips, metadata, expires_at,
+    created_at, updated_at, regenerated_at, deleted_at
+    ON apikeys.keys
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+ALTER TABLE apikeys.keys ENABLE ALWAYS TRIGGER announce_change;
+COMMENT ON TRIGGER announce_change ON apikeys.keys IS 'Makes the change durable and known to all sessions';
+
+CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON apikeys.apis
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+ALTER TABLE apikeys.apis ENABLE ALWAYS TRIGGER announce_change;
+COMMENT ON TRIGGER announce_change ON apikeys.apis IS 'Makes the change durable and known to all sessions';
+
+CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON apikeys.plans
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+ALTER TABLE apikeys.plans ENABLE ALWAYS TRIGGER announce_change;
+COMMENT ON TRIGGER announce_change ON apikeys.plans IS 'Makes the change durable and known to all sessions';
+
+CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON apikeys.users
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+ALTER TABLE apikeys.users ENABLE ALWAYS TRIGGER announce_change;
+COMMENT ON TRIGGER announce_change ON apikeys.users IS 'Makes the change durable and known to all sessions';
+
+-- Soft delete. The row is put back after it is gone: a BEFORE trigger that
+-- returns NULL would answer DELETE 0 and nothing to RETURNING. The name sorts
+-- before RI_, so that the foreign keys (NO ACTION) find the row in its place.
+-- It runs with its owner's rights: who may DELETE need not be granted INSERT.
+
+CREATE FUNCTION apikeys.soft_delete() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF apikeys.in_purge() THEN
+        RETURN NULL;
+    END IF;
+    IF OLD.deleted_at IS NULL THEN
+        OLD.deleted_at := now();
+        OLD.updated_at := now();
+    END IF;
+    CASE TG_TABLE_NAME
+        WHEN 'keys' THEN INSERT INTO apikeys.keys SELECT OLD.*;
+        WHEN 'plans' THEN INSERT INTO apikeys.plans SELECT OLD.*;
+        WHEN 'users' THEN INSERT INTO apikeys.users SELECT OLD.*;
+    END CASE;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION apikeys.soft_delete() IS
+'Put a deleted row back, marked as deleted.
+Trigger. Does nothing while apikey_purge runs.';
+REVOKE EXECUTE ON FUNCTION apikeys.soft_delete() FROM PUBLIC;
+
+CREATE TRIGGER "0_soft_delete" AFTER DELETE ON apikeys.keys
+    FOR EACH ROW EXECUTE FUNCTION apikeys.soft_delete();
+ALTER TABLE apikeys.keys ENABLE ALWAYS TRIGGER "0_soft_delete";
+COMMENT ON TRIGGER "0_soft_delete" ON apikeys.keys IS 'DELETE marks the row; apikey_purge removes it';
+
+CREATE TRIGGER "0_soft_delete" AFTER DELETE ON apikeys.plans
+    FOR EACH ROW EXECUTE FUNCTION apikeys.soft_delete();
+ALTER TABLE apikeys.plans ENABLE ALWAYS TRIGGER "0_soft_delete";
+COMMENT ON TRIGGER "0_soft_delete" ON apikeys.plans IS 'DELETE marks the row; apikey_purge removes it';
+
+CREATE TRIGGER "0_soft_delete" AFTER DELETE ON apikeys.users
+    FOR EACH ROW EXECUTE FUNCTION apikeys.soft_delete();
+ALTER TABLE apikeys.users ENABLE ALWAYS TRIGGER "0_soft_delete";
+COMMENT ON TRIGGER "0_soft_delete" ON apikeys.users IS 'DELETE marks the row; apikey_purge removes it';
+
+-- TRUNCATE would pass by all of that, and by the meter.
+
+CREATE FUNCTION apikeys.refuse_truncate() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'table "%.%" cannot be truncated', TG_TABLE_SCHEMA, TG_TABLE_NAME
+        USING ERRCODE = 'feature_not_supported',
+        HINT = 'DELETE marks keys, plans and users as deleted; apikey_purge removes them for good.';
+END
+$$;
+COMMENT ON FUNCTION apikeys.refuse_truncate() IS
+'Refuse TRUNCATE.
+Trigger. Raises 0A000.';
+REVOKE EXECUTE ON FUNCTION apikeys.refuse_truncate() FROM PUBLIC;
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.keys
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.keys ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.keys IS 'Rows are removed by apikey_purge alone';
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.plans
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.plans ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.plans IS 'Rows are removed by apikey_purge alone';
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.users
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.users ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.users IS 'Rows are removed by apikey_purge alone';
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.apis
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.apis ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.apis IS 'Keys depend on their apis';
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.usage
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.usage ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.usage IS 'The meter depends on its durable side';
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.incarnations
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.incarnations ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.incarnations IS 'The meter depends on its durable side';

@@ -1,0 +1,169 @@
+/*-------------------------------------------------------------------------
+ *
+ * apikeys.c
+ *	  Load the library; hooks.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/utility.h"
+#include "utils/guc.h"
+
+#include "apikeys.h"
+
+PG_MODULE_MAGIC;
+
+void		_PG_init(void);
+
+static shmem_request_hook_type prev_shmem_request = NULL;
+static shmem_startup_hook_type prev_shmem_startup = NULL;
+static ProcessUtility_hook_type prev_process_utility = NULL;
+
+static void
+shmem_request(void)
+{
+	if (prev_shmem_request)
+		prev_shmem_request();
+	ak_shmem_request();
+}
+
+static void
+shmem_startup(void)
+{
+	if (prev_shmem_startup)
+		prev_shmem_startup();
+	ak_shmem_startup();
+}
+
+/*
+ * The schema "apikeys" is the extension's own; its functions go to another.
+ */
+static void
+check_create_extension(const CreateExtensionStmt *stmt)
+{
+	ListCell   *lc;
+
+	if (strcmp(stmt->extname, "apikeys") != 0)
+		return;
+	foreach(lc, stmt->options)
+	{
+		DefElem    *option = lfirst(lc);
+
+		if (strcmp(option->defname, "schema") == 0 &&
+			strcmp(defGetString(option), "apikeys") == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_SCHEMA_NAME),
+					 errmsg("extension \"apikeys\" cannot be installed in schema \"apikeys\""),
+					 errdetail("The extension makes that schema itself, for its tables."),
+					 errhint("Name the schema for the apikey_* functions, or leave SCHEMA out.")));
+	}
+}
+
+/*
+ * The database that a command needs for itself, or InvalidOid.  Nothing is
+ * checked here: a worker that steps aside for a command that then fails comes
+ * back.
+ */
+static Oid
+database_to_empty(Node *stmt)
+{
+	const char *name = NULL;
+
+	if (IsA(stmt, DropdbStmt))
+		name = ((DropdbStmt *) stmt)->dbname;
+	else if (IsA(stmt, RenameStmt) &&
+			 ((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
+		name = ((RenameStmt *) stmt)->subname;
+	else if (IsA(stmt, CreatedbStmt))
+	{
+		ListCell   *lc;
+
+		foreach(lc, ((CreatedbStmt *) stmt)->options)
+		{
+			DefElem    *option = lfirst(lc);
+
+			if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
+				name = defGetString(option);
+		}
+	}
+	else if (IsA(stmt, AlterDatabaseStmt))
+	{
+		ListCell   *lc;
+
+		foreach(lc, ((AlterDatabaseStmt *) stmt)->options)
+			if (strcmp(((DefElem *) lfirst(lc))->defname, "tablespace") == 0)
+				name = ((AlterDatabaseStmt *) stmt)->dbname;
+	}
+	return name == NULL ? InvalidOid : get_database_oid(name, true);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	ProcessUtility_hook_type next = prev_process_utility ?
+		prev_process_utility : standard_ProcessUtility;
+	Node	   *stmt = pstmt->utilityStmt;
+	Oid			dboid = InvalidOid;
+
+	if (IsA(stmt, CreateExtensionStmt))
+		check_create_extension((CreateExtensionStmt *) stmt);
+	else if (!RecoveryInProgress() && IsTransactionState())
+		dboid = database_to_empty(stmt);
+
+	if (!OidIsValid(dboid))
+	{
+		next(pstmt, query, read_only_tree, context, params, env, dest, qc);
+		return;
+	}
+	PG_TRY();
+	{
+		ak_database_hold(dboid);
+		next(pstmt, query, read_only_tree, context, params, env, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		ak_database_unhold();
+	}
+	PG_END_TRY();
+}
+
+void
+_PG_init(void)
+{
+	if (!process_shared_preload_libraries_in_progress)
+	{
+		const char *others = GetConfigOption("shared_preload_libraries", true,
+											 false);
+		bool		alone = others == NULL || others[0] == '\0';
+
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("apikeys must be loaded by shared_preload_libraries"),
+				 errhint("Put this line into postgresql.conf and restart the server: shared_preload_libraries = '%s%sapikeys'",
+						 alone ? "" : others, alone ? "" : ", ")));
+	}
+
+	ak_define_settings();
+
+	prev_shmem_request = shmem_request_hook;
+	shmem_request_hook = shmem_request;
+	prev_shmem_startup = shmem_startup_hook;
+	shmem_startup_hook = shmem_startup;
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+
+	/* pg_upgrade wants no process of ours in its servers. */
+	if (!IsBinaryUpgrade)
+		ak_launcher_register();
+}

@@ -1,0 +1,515 @@
+/*-------------------------------------------------------------------------
+ *
+ * apikeys.h
+ *	  What the files of apikeys share.
+ *
+ * A verification goes through the files in this order:
+ *
+ *	  verify.c	 the decision, in the order of the outcomes
+ *	  secret.c	 parse the secret, make its digest
+ *	  lookup.c	 find the key's row, its user, its plan
+ *	  period.c	 which period is now
+ *	  meter.c	 count, in shared memory
+ *	  history.c	 remember, in shared memory
+ *
+ * and one background worker a database (launcher.c, worker.c) makes the last
+ * two durable (flush.c) and tidies up (maintain.c).
+ *
+ * Locks, in the order in which they may be taken together:
+ *
+ *	  control		 the array of databases: which slot is whose, its worker
+ *	  partition		 the meter's entries of the subjects that hash to it
+ *	  lane			 one lane of a database's history, and its statistics
+ *	  free_lock		 spinlock: the free entries and the free chunks
+ *
+ * A backend holds at most one partition at a time, the worker too.  No code
+ * that can raise an error, allocate or check for interrupts runs between the
+ * first and the last store to shared memory under a partition or lane lock.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef APIKEYS_H
+#define APIKEYS_H
+
+#include "access/htup.h"
+#include "datatype/timestamp.h"
+#include "fmgr.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+#include "utils/inet.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+
+/* The SQL objects this library works with: pg_extension.extversion. */
+#define AK_VERSION "1.0"
+
+/* Longest identifier of a plan, api or user, in bytes, with its zero. */
+#define AK_ID_LEN 256
+
+/* ----- secret.c ----- */
+
+#define AK_PREFIX_MAX 32
+#define AK_SECRET_RANDOM 32		/* base62 characters drawn at random */
+#define AK_SECRET_CHECK 6		/* base62 characters of checksum */
+#define AK_SECRET_TAIL (AK_SECRET_RANDOM + AK_SECRET_CHECK)
+#define AK_SECRET_MAX (AK_PREFIX_MAX + 1 + AK_SECRET_TAIL)
+#define AK_START_RANDOM 4		/* random characters shown in "start" */
+#define AK_DIGEST_LEN 32
+
+extern bool ak_prefix_is_valid(const char *prefix);
+extern bool ak_secret_is_well_formed(const char *secret, int length);
+extern void ak_secret_make(const char *prefix, char secret[AK_SECRET_MAX + 1]);
+extern int	ak_secret_start_length(const char *secret);
+extern void ak_secret_digest(const char *secret, int length,
+							 uint8 digest[AK_DIGEST_LEN]);
+extern void ak_uuidv7(pg_uuid_t *uuid);
+
+/* ----- period.c ----- */
+
+typedef enum AkPeriod
+{
+	AK_MINUTE,
+	AK_HOUR,
+	AK_DAY,
+	AK_WEEK,
+	AK_MONTH,
+	AK_YEAR
+} AkPeriod;
+
+typedef struct AkSpan
+{
+	TimestampTz start;			/* first moment of the period */
+	TimestampTz end;			/* first moment of the next one */
+} AkSpan;
+
+extern const char *ak_period_name(AkPeriod period);
+extern bool ak_period_parse(const char *name, AkPeriod *period);
+extern void ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
+						 AkSpan *span);
+
+/* No anchor: the calendar, in UTC. */
+#define AK_CALENDAR DT_NOBEGIN
+
+/* ----- outcomes, in the order in which they are decided ----- */
+
+typedef enum AkOutcome
+{
+	AK_MALFORMED,
+	AK_NOT_FOUND,
+	AK_DISABLED,
+	AK_EXPIRED,
+	AK_FORBIDDEN,
+	AK_INSUFFICIENT_PERMISSIONS,
+	AK_RATE_LIMITED,
+	AK_USAGE_EXCEEDED,
+	AK_VALID
+} AkOutcome;
+
+#define AK_OUTCOMES (AK_VALID + 1)
+
+extern const char *ak_outcome_name(AkOutcome outcome);
+
+/* ----- database.c: what shared memory holds of a database ----- */
+
+#define AK_PARTITIONS 128
+#define AK_LANES 8
+
+/*
+ * One lane of a database's history: chunks in a list, the last being filled.
+ * Everything is guarded by the lane's lock.  Backends spread over the lanes.
+ */
+typedef struct AkLane
+{
+	uint32		head;			/* oldest chunk, or AK_NONE */
+	uint32		tail;			/* chunk being filled */
+	uint32		consumed;		/* bytes of the head that are durable */
+	uint64		outcomes[AK_OUTCOMES];	/* verifications since the start */
+	uint64		dropped;		/* history records lost to a full buffer */
+	uint64		unrecorded;		/* verifications on a standby */
+} AkLane;
+
+#define AK_NONE PG_UINT32_MAX
+
+typedef union AkLanePadded
+{
+	AkLane		lane;
+	char		pad[2 * PG_CACHE_LINE_SIZE];
+} AkLanePadded;
+
+/*
+ * One database with one installation of the extension.  Guarded by the control
+ * lock, except where it says otherwise.
+ */
+typedef struct AkDatabase
+{
+	Oid			dboid;			/* InvalidOid: the slot is free */
+	Oid			extension;		/* pg_extension.oid: another installation is
+								 * another database to us */
+	uint32		generation;		/* never the same for two uses of a slot */
+	PGPROC	   *worker;			/* the worker attached, or NULL */
+	bool		worker_wanted;	/* the launcher shall start one */
+	bool		step_aside;		/* the worker shall leave at once */
+	int			held_by;		/* backend that needs the database empty */
+
+	/*
+	 * Whether admission may go on: a worker is attached and its incarnation
+	 * is durable.  Set and cleared by the worker, which then passes through
+	 * every partition and lane, so that who reads it under one of those locks
+	 * is ordered before or after.
+	 */
+	bool		open;
+	bool		worker_awake;	/* the worker looks by itself; see ak_nudge */
+	bool		urgent;			/* somebody waits for a ceiling; no lock */
+	bool		incarnation_open;	/* begun, not ended; the worker's own */
+	bool		stalled;		/* a wait for history space has timed out; no
+								 * lock, a hint only */
+	uint32		opened;			/* how often; written before "open", like the
+								 * next two */
+	pg_uuid_t	incarnation;
+	TimestampTz crash_horizon;	/* periods begun before this may have lost
+								 * counts to a crash */
+	pg_atomic_uint64 seen;		/* latest wall clock used for a period */
+	pg_atomic_uint32 dirty;		/* list of entries new to the worker */
+	uint64		ceilings_raised;	/* statistics, the worker's own */
+	uint64		history_rows;
+	uint64		flush_failures;
+	TimestampTz last_flush;
+	uint64		charge_waits;	/* no lock, approximate */
+	ConditionVariable changed;	/* opened, a ceiling moved, space freed */
+	AkLanePadded lanes[AK_LANES];
+} AkDatabase;
+
+typedef struct AkShared
+{
+	TimestampTz started_at;
+	PGPROC	   *launcher;
+	uint32		next_generation;	/* control lock */
+	slock_t		free_lock;
+	uint32		free_entry;		/* heads of free lists; free_lock */
+	uint32		free_chunk;
+	uint32		nfree_chunks;
+	pg_atomic_uint32 hand;		/* clock hand of the eviction */
+	pg_atomic_uint64 evictions;
+	LWLock	   *control;
+	LWLockPadded *partitions;
+	LWLockPadded *lane_locks;
+	struct MeterEntry *entries;
+	uint32	   *buckets;
+	char	   *chunks;
+	AkDatabase	databases[FLEXIBLE_ARRAY_MEMBER];
+} AkShared;
+
+extern AkShared *ak_shared;
+
+extern void ak_shmem_request(void);
+extern void ak_shmem_startup(void);
+extern AkDatabase *ak_database_acquire(Oid dboid, Oid extension);
+extern void ak_database_release(AkDatabase *db);
+extern void ak_database_forget(Oid dboid, Oid except_extension);
+extern void ak_database_hold(Oid dboid);
+extern void ak_database_unhold(void);
+extern int	ak_database_index(AkDatabase *db);
+extern LWLock *ak_lane_lock(AkDatabase *db, int lane);
+extern void ak_nudge(AkDatabase *db);
+extern void ak_nudge_if_asleep(AkDatabase *db);
+extern TimestampTz ak_database_clock(AkDatabase *db, TimestampTz now);
+
+/* ----- catalog.c: the extension's own objects, by OID ----- */
+
+typedef enum AkKeyColumn
+{
+	AK_KEY_ID,
+	AK_KEY_API_ID,
+	AK_KEY_NAME,
+	AK_KEY_USER_ID,
+	AK_KEY_PLAN_ID,
+	AK_KEY_ENABLED,
+	AK_KEY_DIGEST,
+	AK_KEY_PREVIOUS_DIGEST,
+	AK_KEY_PREVIOUS_EXPIRES_AT,
+	AK_KEY_PERMISSIONS,
+	AK_KEY_ALLOWED_IPS,
+	AK_KEY_METADATA,
+	AK_KEY_EXPIRES_AT,
+	AK_KEY_CREATED_AT,
+	AK_KEY_UPDATED_AT,
+	AK_KEY_DELETED_AT
+} AkKeyColumn;
+
+#define AK_KEY_COLUMNS (AK_KEY_DELETED_AT + 1)
+
+typedef struct AkCatalog
+{
+	Oid			extension;
+	Oid			keys,
+				keys_digest_key,
+				keys_previous_digest_key,
+				keys_pkey,
+				keys_user_id_idx;
+	Oid			plans,
+				plans_pkey;
+	Oid			users,
+				users_pkey;
+	Oid			apis,
+				apis_pkey;
+	Oid			usage,
+				usage_pkey;
+	Oid			incarnations,
+				incarnations_pkey;
+	Oid			requests;
+	AttrNumber	keys_attnum[AK_KEY_COLUMNS];
+	AkDatabase *db;				/* this database's slot */
+	uint32		generation;		/* of the slot when it was acquired */
+} AkCatalog;
+
+extern const AkCatalog *ak_catalog(void);
+extern bool ak_catalog_exists(void);
+extern uint64 ak_catalog_changes(void);
+extern void ak_catalog_announce(Oid relid);
+
+/* ----- lookup.c ----- */
+
+typedef struct AkPlan
+{
+	char		id[AK_ID_LEN];
+	bool		is_usable;		/* exists, active, not deleted */
+	bool		is_deleted;
+	char	   *name;
+	int64		max_requests;	/* -1: unlimited */
+	AkPeriod	period;
+	bool		has_lifetime;
+	Interval	lifetime;
+	int32		max_keys_per_user;	/* -1: any number */
+} AkPlan;
+
+typedef struct AkUser
+{
+	char		id[AK_ID_LEN];
+	bool		exists;			/* has a row; else the rest is unset */
+	bool		is_usable;		/* neither disabled nor deleted */
+	char		plan_id[AK_ID_LEN]; /* empty: none */
+	TimestampTz custom_start;	/* AK_CALENDAR: none */
+	pg_uuid_t	subject_id;
+} AkUser;
+
+typedef struct AkApi
+{
+	char		id[AK_ID_LEN];
+	bool		exists;
+	char		default_plan_id[AK_ID_LEN]; /* empty: none */
+	char		default_prefix[AK_PREFIX_MAX + 1];	/* empty: none */
+} AkApi;
+
+typedef struct AkKey
+{
+	pg_uuid_t	id;
+	Datum		values[AK_KEY_COLUMNS];
+	bool		nulls[AK_KEY_COLUMNS];
+	char		api_id[AK_ID_LEN];
+	char		user_id[AK_ID_LEN]; /* empty: none */
+	char		plan_id[AK_ID_LEN]; /* empty: none */
+} AkKey;
+
+/* Whose count a request goes to, and which limit holds for it. */
+typedef struct AkSubject
+{
+	AkPlan		plan;			/* id empty: no plan, unlimited */
+	AkUser		user;			/* id empty: the key has no user */
+	bool		is_user;		/* metered for all keys of the user */
+	pg_uuid_t	subject_id;
+	TimestampTz anchor;
+} AkSubject;
+
+extern bool ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN],
+							 TimestampTz now, AkKey *key);
+extern bool ak_key_by_id(const pg_uuid_t *id, AkKey *key);
+extern int	ak_count_live_keys(const char *user_id, int enough);
+extern bool ak_plan_by_id(const char *id, AkPlan *plan);
+extern bool ak_user_by_id(const char *id, AkUser *user);
+extern bool ak_api_by_id(const char *id, AkApi *api);
+extern void ak_subject_of_key(const AkKey *key, AkSubject *subject);
+extern void ak_subject_of_user(const AkUser *user, AkSubject *subject);
+extern void ak_applicable_plan(const char *plan_id, const AkUser *user,
+							   const char *api_id, AkPlan *plan,
+							   bool *is_user);
+
+/* ----- meter.c ----- */
+
+typedef struct MeterKey
+{
+	pg_uuid_t	subject_id;
+	TimestampTz period_start;
+	uint32		generation;		/* of the database's slot */
+	uint16		database;		/* index of the slot */
+	uint8		period;			/* AkPeriod */
+	uint8		is_user;
+} MeterKey;
+
+/*
+ * One count: a subject in a period.  Guarded by the subject's partition.
+ *
+ * Two counts are kept: "charged" is what the limit is held against, "lost" is
+ * the part of it that nobody consumed but a crash cost; their difference is
+ * what is billed.
+ */
+typedef struct MeterEntry
+{
+	MeterKey	key;
+	int64		charged;
+	int64		lost;
+	int64		ceiling;		/* durable: admission stays at or below it */
+	int64		written;		/* charged as durable; AK_UNWRITTEN: no row */
+	int64		limit;			/* last one seen; -1: unlimited */
+	int64		wanted;			/* a caller waits for a ceiling this high */
+	uint32		next;			/* in its bucket, or in the free list */
+	uint32		next_dirty;		/* on its way to the worker */
+	bool		in_use;
+	bool		dirty;			/* the worker has it, or it is on its way */
+	bool		recent;			/* used since the clock hand came by */
+	bool		raise_asked;	/* the worker was asked for a ceiling */
+} MeterEntry;
+
+#define AK_UNWRITTEN (-1)
+
+typedef struct AkCount
+{
+	int64		charged;
+	int64		billed;
+} AkCount;
+
+struct AkRecord;
+
+extern Size ak_meter_shmem_size(void);
+extern void ak_meter_shmem_init(bool found);
+extern void ak_meter_key(MeterKey *key, const AkCatalog *catalog,
+						 const AkSubject *subject, TimestampTz period_start);
+extern bool ak_meter_charge(const MeterKey *key, int64 limit, int64 cost,
+							struct AkRecord *record, AkCount *count);
+extern void ak_meter_peek(const MeterKey *key, int64 limit, AkCount *count);
+extern void ak_meter_forget(uint32 generation);
+extern int64 ak_meter_step(int64 limit);
+extern int64 ak_meter_headroom(int64 limit);
+extern LWLock *ak_partition_lock(const MeterKey *key);
+extern void ak_meter_barrier(void);
+extern uint32 ak_meter_take_dirty(AkDatabase *db);
+extern bool ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry);
+
+/* ----- history.c ----- */
+
+#define AK_CHUNK_SIZE 8192
+#define AK_ENDPOINT_MAX 1024	/* bytes kept of an endpoint */
+#define AK_METHOD_MAX 32		/* bytes kept of a method */
+#define AK_TAGS_MAX 1024		/* bytes of all tags, lengths included */
+
+/* A history record, as long as it needs to be; "length" is MAXALIGNed. */
+typedef struct AkRecord
+{
+	uint16		length;
+	uint8		outcome;
+	bool		touch_only;		/* for last_used_at; not for the history */
+	int16		endpoint_len;	/* -1: NULL, here and below */
+	int16		method_len;
+	int16		ip_len;
+	int16		ntags;
+	int16		tags_len;
+	TimestampTz timestamp;
+	int64		cost;
+	pg_uuid_t	key_id;
+	char		data[FLEXIBLE_ARRAY_MEMBER];	/* ip, method, endpoint, tags */
+} AkRecord;
+
+#define AK_RECORD_MAX \
+	MAXALIGN(offsetof(AkRecord, data) + sizeof(inet_struct) + \
+			 AK_METHOD_MAX + AK_ENDPOINT_MAX + AK_TAGS_MAX)
+
+typedef enum AkAppend
+{
+	AK_APPENDED,				/* remembered, or counted as dropped */
+	AK_CLOSED,					/* the meter is closed: wait for a worker */
+	AK_FULL						/* no space: wait for a flush */
+} AkAppend;
+
+/* The end of what a worker has read of a lane. */
+typedef struct AkLanePosition
+{
+	uint32		chunk;
+	uint32		offset;
+} AkLanePosition;
+
+typedef void (*AkRecordConsumer) (const AkRecord *record, void *arg);
+
+extern Size ak_history_shmem_size(void);
+extern void ak_history_shmem_init(bool found);
+extern AkAppend ak_history_append(AkDatabase *db, const AkRecord *record,
+								  bool may_drop);
+extern void ak_history_count(AkDatabase *db, AkOutcome outcome);
+extern void ak_history_count_standby(AkDatabase *db, AkOutcome outcome);
+extern void ak_history_remember(AkDatabase *db, const AkRecord *record);
+extern bool ak_history_is_empty(AkDatabase *db);
+extern void ak_history_read(AkDatabase *db, int lane, AkLanePosition *end,
+							AkRecordConsumer consume, void *arg);
+extern void ak_history_consume(AkDatabase *db, int lane,
+							   const AkLanePosition *end);
+extern void ak_history_forget(AkDatabase *db);
+extern void ak_history_barrier(AkDatabase *db);
+
+/* ----- waiting for the worker (wait.c) ----- */
+
+typedef struct AkWait
+{
+	AkDatabase *db;
+	int			timeout_ms;
+	bool		prepared;
+	TimestampTz deadline;		/* set once prepared */
+} AkWait;
+
+extern void ak_wait_begin(AkWait *wait, AkDatabase *db, int timeout_ms);
+extern bool ak_wait_once(AkWait *wait);
+extern void ak_wait_end(AkWait *wait);
+extern void ak_wait_failed(AkWait *wait) pg_attribute_noreturn();
+
+/* ----- launcher.c, worker.c ----- */
+
+extern PGDLLEXPORT void ak_launcher_main(Datum arg);
+extern PGDLLEXPORT void ak_worker_main(Datum arg);
+extern void ak_launcher_register(void);
+
+/* ----- guc.c ----- */
+
+typedef enum AkOverflow
+{
+	AK_OVERFLOW_WAIT,
+	AK_OVERFLOW_DROP
+} AkOverflow;
+
+extern char *ak_default_prefix;
+extern int	ak_max_tracked_keys;
+extern int	ak_max_databases;
+extern int	ak_history_buffer;	/* kB */
+extern int	ak_flush_interval;	/* ms */
+extern bool ak_history;
+extern int	ak_history_overflow;
+extern int	ak_history_wait_timeout;	/* ms */
+extern int	ak_history_retention;	/* min; 0: for ever */
+extern int	ak_meter_timeout;	/* ms */
+extern int	ak_crash_slack;
+extern int	ak_expired_key_grace;	/* s */
+extern int	ak_sweep_interval;	/* s */
+extern int	ak_worker_idle_timeout; /* s */
+extern int	ak_last_used_interval;	/* s */
+
+extern void ak_define_settings(void);
+
+/* ----- triggers.c, keys.c ----- */
+
+extern bool ak_in_purge;
+extern void ak_force_durable_commit(void);
+
+#endif							/* APIKEYS_H */

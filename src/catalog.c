@@ -1,0 +1,234 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *	  The extension's own tables, indexes and columns, by OID.
+ *
+ * Resolved by name once a backend, and again after an invalidation of any of
+ * them: DROP EXTENSION, REINDEX CONCURRENTLY and the like.  The same callback
+ * drops the plans, users and apis that lookup.c remembers: the tables'
+ * triggers send an invalidation with each change, which reaches the backend's
+ * own later commands, every other backend at commit (of a prepared transaction
+ * too), and standbys.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_namespace.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+#include "apikeys.h"
+
+static AkCatalog catalog;
+static bool resolved = false;
+static uint64 changes = 1;		/* of plans, users and apis */
+
+static const char *const key_columns[AK_KEY_COLUMNS] = {
+	[AK_KEY_ID] = "id",
+	[AK_KEY_API_ID] = "api_id",
+	[AK_KEY_NAME] = "name",
+	[AK_KEY_USER_ID] = "user_id",
+	[AK_KEY_PLAN_ID] = "plan_id",
+	[AK_KEY_ENABLED] = "enabled",
+	[AK_KEY_DIGEST] = "digest",
+	[AK_KEY_PREVIOUS_DIGEST] = "previous_digest",
+	[AK_KEY_PREVIOUS_EXPIRES_AT] = "previous_expires_at",
+	[AK_KEY_PERMISSIONS] = "permissions",
+	[AK_KEY_ALLOWED_IPS] = "allowed_ips",
+	[AK_KEY_METADATA] = "metadata",
+	[AK_KEY_EXPIRES_AT] = "expires_at",
+	[AK_KEY_CREATED_AT] = "created_at",
+	[AK_KEY_UPDATED_AT] = "updated_at",
+	[AK_KEY_DELETED_AT] = "deleted_at",
+};
+
+/* Runs while invalidations are processed: only flags may be set here. */
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || relid == catalog.plans ||
+		relid == catalog.users || relid == catalog.apis)
+	{
+		changes++;
+		resolved = false;
+	}
+	else if (relid == catalog.keys || relid == catalog.keys_digest_key ||
+			 relid == catalog.keys_previous_digest_key ||
+			 relid == catalog.keys_pkey || relid == catalog.keys_user_id_idx ||
+			 relid == catalog.plans_pkey || relid == catalog.users_pkey ||
+			 relid == catalog.apis_pkey || relid == catalog.usage ||
+			 relid == catalog.usage_pkey || relid == catalog.incarnations ||
+			 relid == catalog.incarnations_pkey || relid == catalog.requests)
+		resolved = false;
+}
+
+/* The version of the SQL objects must be the library's. */
+static void
+check_version(Oid extension)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	char	   *version = NULL;
+
+	ScanKeyInit(&scankey, Anum_pg_extension_oid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1,
+							  &scankey);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		value = heap_getattr(tuple, Anum_pg_extension_extversion,
+										 RelationGetDescr(rel), &isnull);
+
+		version = TextDatumGetCString(value);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+
+	if (version == NULL || strcmp(version, AK_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("library and SQL objects of \"apikeys\" differ in version"),
+				 errdetail("The library is %s, the objects in this database are %s.",
+						   AK_VERSION, version ? version : "missing"),
+				 errhint("Run ALTER EXTENSION apikeys UPDATE, or restart the server after installing a new version.")));
+}
+
+static Oid
+relation_oid(const char *name, Oid namespace)
+{
+	Oid			relid = get_relname_relid(name, namespace);
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("relation \"apikeys.%s\" does not exist", name),
+				 errhint("The extension \"apikeys\" is damaged: drop and create it, or restore the relation.")));
+	return relid;
+}
+
+static void
+resolve(Oid extension)
+{
+	Oid			schema = get_namespace_oid("apikeys", false);
+
+	if (getExtensionOfObject(NamespaceRelationId, schema) != extension)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_SCHEMA_NAME),
+				 errmsg("schema \"apikeys\" does not belong to the extension \"apikeys\"")));
+	check_version(extension);
+
+	catalog.keys = relation_oid("keys", schema);
+	catalog.keys_digest_key = relation_oid("keys_digest_key", schema);
+	catalog.keys_previous_digest_key = relation_oid("keys_previous_digest_key", schema);
+	catalog.keys_pkey = relation_oid("keys_pkey", schema);
+	catalog.keys_user_id_idx = relation_oid("keys_user_id_idx", schema);
+	catalog.plans = relation_oid("plans", schema);
+	catalog.plans_pkey = relation_oid("plans_pkey", schema);
+	catalog.users = relation_oid("users", schema);
+	catalog.users_pkey = relation_oid("users_pkey", schema);
+	catalog.apis = relation_oid("apis", schema);
+	catalog.apis_pkey = relation_oid("apis_pkey", schema);
+	catalog.usage = relation_oid("usage", schema);
+	catalog.usage_pkey = relation_oid("usage_pkey", schema);
+	catalog.incarnations = relation_oid("incarnations", schema);
+	catalog.incarnations_pkey = relation_oid("incarnations_pkey", schema);
+	catalog.requests = relation_oid("requests", schema);
+	for (int i = 0; i < AK_KEY_COLUMNS; i++)
+	{
+		catalog.keys_attnum[i] = get_attnum(catalog.keys, key_columns[i]);
+		if (catalog.keys_attnum[i] == InvalidAttrNumber)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of relation \"apikeys.keys\" does not exist",
+							key_columns[i])));
+	}
+
+	catalog.db = ak_database_acquire(MyDatabaseId, extension);
+	catalog.generation = catalog.db->generation;
+	if (catalog.extension != extension)
+		changes++;
+	catalog.extension = extension;
+}
+
+static bool
+catalog_resolve(bool missing_ok)
+{
+	static bool registered = false;
+	Oid			extension;
+
+	if (resolved)
+		return true;
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+		registered = true;
+	}
+	extension = get_extension_oid("apikeys", missing_ok);
+	if (!OidIsValid(extension))
+		return false;
+
+	/* An invalidation that comes while names are looked up counts. */
+	resolved = true;
+	PG_TRY();
+	{
+		resolve(extension);
+	}
+	PG_CATCH();
+	{
+		resolved = false;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return true;
+}
+
+/*
+ * The extension's objects in this database.  The caller has accepted
+ * invalidations.  Errors: 42704 if it is not installed, 55000 if its version
+ * is not the library's, 53400 if too many databases use it.
+ */
+const AkCatalog *
+ak_catalog(void)
+{
+	if (likely(resolved))
+		return &catalog;
+	catalog_resolve(false);
+	return &catalog;
+}
+
+/* Whether the extension is installed in this database. */
+bool
+ak_catalog_exists(void)
+{
+	return catalog_resolve(true);
+}
+
+/* Changes when a plan, user or api may have. */
+uint64
+ak_catalog_changes(void)
+{
+	return changes;
+}
+
+/* Tell every backend that a table of ours has changed, at commit. */
+void
+ak_catalog_announce(Oid relid)
+{
+	CacheInvalidateRelcacheByRelid(relid);
+}

@@ -1,0 +1,32 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  Differences between the server versions that apikeys is built for.
+ *	  The only file with conditions on PG_VERSION_NUM.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef APIKEYS_COMPAT_H
+#define APIKEYS_COMPAT_H
+
+#if PG_VERSION_NUM < 150000
+#error "apikeys needs PostgreSQL 15 or later"
+#endif
+
+/* 18 tells the caller how often an index was searched. */
+#if PG_VERSION_NUM >= 180000
+#define ak_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, 0)
+#else
+#define ak_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, nkeys, 0)
+#endif
+
+/* 17 lets an extension name what it waits for. */
+#if PG_VERSION_NUM >= 170000
+#define ak_wait_event(name) WaitEventExtensionNew(name)
+#else
+#define ak_wait_event(name) PG_WAIT_EXTENSION
+#endif
+
+#endif							/* APIKEYS_COMPAT_H */

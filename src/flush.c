@@ -1,0 +1,506 @@
+/*-------------------------------------------------------------------------
+ *
+ * flush.c
+ *	  Make counts and history durable.  Runs in a database's worker.
+ *
+ * A row of apikeys.usage is written when its ceiling has to move, when its
+ * subject has gone idle, on first use, and every tenth interval while it is
+ * busy; not at every flush, which would bloat the table.
+ *
+ * A ceiling in memory is lowered before the row is written and raised after
+ * the commit, so that what is admitted is durable at any moment.  The
+ * transaction that moves ceilings touches apikeys.usage alone: clients wait for
+ * it, so it must never wait for one of theirs.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "worker.h"
+
+/* Rows of one transaction. */
+#define BATCH 2000
+
+/* A busy subject's row is written at least this often, in intervals. */
+#define BUSY_PASSES 10
+
+/* A count that the worker looks after until it is clean. */
+typedef struct Tracked
+{
+	uint32		entry;
+	int64		seen;			/* charged at the last pass; -1: not yet */
+	int			passes;			/* since the last write */
+} Tracked;
+
+struct AkFlush
+{
+	AkDatabase *db;
+	Tracked    *tracked;
+	int			ntracked;
+	int			capacity;
+};
+
+/* A row to write, as its entry was. */
+typedef struct Row
+{
+	uint32		entry;
+	MeterKey	key;
+	int64		charged;
+	int64		lost;
+	int64		ceiling;
+} Row;
+
+typedef struct Batch
+{
+	AkDatabase *db;
+	Row		   *rows;
+	int			n;
+} Batch;
+
+static void
+track(AkFlush *flush, uint32 entry)
+{
+	if (flush->ntracked == flush->capacity)
+	{
+		flush->capacity *= 2;
+		flush->tracked = repalloc_huge(flush->tracked,
+									   flush->capacity * sizeof(Tracked));
+	}
+	flush->tracked[flush->ntracked++] = (Tracked)
+	{
+		.entry = entry, .seen = -1
+	};
+}
+
+/*
+ * Begin to look after a database's counts: what a worker before this one may
+ * have left, and later what backends put on the list.
+ */
+AkFlush *
+ak_flush_create(AkDatabase *db)
+{
+	AkFlush    *flush = MemoryContextAllocZero(TopMemoryContext, sizeof(AkFlush));
+
+	flush->db = db;
+	flush->capacity = 64;
+	flush->tracked = MemoryContextAlloc(TopMemoryContext,
+										flush->capacity * sizeof(Tracked));
+
+	/*
+	 * An entry that is dirty is on the list, or was taken from it by a worker
+	 * that died.  The meter is not open yet, so none is marked meanwhile.
+	 */
+	Assert(!db->open);
+	ak_meter_barrier();
+	(void) ak_meter_take_dirty(db);
+	for (int i = 0; i < ak_max_tracked_keys; i++)
+	{
+		MeterEntry *entry = &ak_shared->entries[i];
+		MeterKey	key = entry->key;
+		LWLock	   *lock;
+		bool		dirty;
+
+		if (!entry->in_use || key.generation != db->generation)
+			continue;
+		lock = ak_partition_lock(&key);
+		LWLockAcquire(lock, LW_SHARED);
+		dirty = entry->in_use && entry->dirty &&
+			memcmp(&entry->key, &key, sizeof(key)) == 0;
+		LWLockRelease(lock);
+		if (dirty)
+			track(flush, i);
+	}
+	return flush;
+}
+
+static void
+track_new(AkFlush *flush)
+{
+	uint32		i = ak_meter_take_dirty(flush->db);
+
+	while (i != AK_NONE)
+	{
+		track(flush, i);
+		i = ak_shared->entries[i].next_dirty;
+	}
+}
+
+/* The ceiling that an entry's callers have asked for. */
+static int64
+raised_ceiling(const MeterEntry *entry)
+{
+	if (entry->limit < 0)
+		return Max(entry->charged, entry->wanted);
+	return Min(Max(entry->charged + ak_meter_step(entry->limit), entry->wanted),
+			   Max(entry->limit, entry->charged));
+}
+
+/*
+ * Decide what to write about an entry.  False: nothing.  The caller holds its
+ * partition.
+ */
+static bool
+plan_row(MeterEntry *entry, const Tracked *tracked, AkPass pass, Row *row)
+{
+	bool		is_busy = tracked->seen >= 0 && entry->charged != tracked->seen;
+	int64		ceiling;
+
+	if (pass == AK_PASS_CLOSING)
+		ceiling = entry->charged;
+	else if (entry->raise_asked)
+		ceiling = raised_ceiling(entry);
+	else if (pass == AK_PASS_URGENT ||
+			 (is_busy && tracked->passes < BUSY_PASSES))
+		return false;
+	else
+		ceiling = entry->charged + ak_meter_headroom(entry->limit);
+
+	/* Who still wants more after this will say so again. */
+	entry->wanted = 0;
+	if (entry->charged == entry->written && ceiling == entry->ceiling)
+	{
+		entry->raise_asked = false;
+		return false;
+	}
+
+	/* Lower at once, raise after the commit. */
+	entry->ceiling = Min(entry->ceiling, ceiling);
+	row->entry = entry - ak_shared->entries;
+	row->key = entry->key;
+	row->charged = entry->charged;
+	row->lost = entry->lost;
+	row->ceiling = ceiling;
+	return true;
+}
+
+static ArrayType *
+array_of(Datum *values, int n, Oid type, int length, bool by_value, char align)
+{
+	return construct_array(values, n, type, length, by_value, align);
+}
+
+static void
+write_rows(void *arg)
+{
+	Batch	   *batch = arg;
+	int			n = batch->n;
+	Datum	   *columns[7];
+	Datum		args[8];
+	Oid			types[8] = {
+		UUIDARRAYOID, BOOLARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
+		INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, UUIDOID
+	};
+
+	for (int c = 0; c < 7; c++)
+		columns[c] = palloc(n * sizeof(Datum));
+	for (int i = 0; i < n; i++)
+	{
+		Row		   *row = &batch->rows[i];
+
+		columns[0][i] = UUIDPGetDatum(&row->key.subject_id);
+		columns[1][i] = BoolGetDatum(row->key.is_user);
+		columns[2][i] = CStringGetTextDatum(ak_period_name(row->key.period));
+		columns[3][i] = TimestampTzGetDatum(row->key.period_start);
+		columns[4][i] = Int64GetDatum(row->charged - row->lost);
+		columns[5][i] = Int64GetDatum(row->charged);
+		columns[6][i] = Int64GetDatum(row->ceiling);
+	}
+	args[0] = PointerGetDatum(array_of(columns[0], n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	args[1] = PointerGetDatum(array_of(columns[1], n, BOOLOID, 1, true, TYPALIGN_CHAR));
+	args[2] = PointerGetDatum(array_of(columns[2], n, TEXTOID, -1, false, TYPALIGN_INT));
+	args[3] = PointerGetDatum(array_of(columns[3], n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	for (int c = 4; c < 7; c++)
+		args[c] = PointerGetDatum(array_of(columns[c], n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	args[7] = UUIDPGetDatum(&batch->db->incarnation);
+
+	if (SPI_execute_with_args("INSERT INTO apikeys.usage AS u (subject_id, subject,"
+							  " period, period_start, current_usage, charged,"
+							  " ceiling, incarnation, updated_at)"
+							  " SELECT r.subject_id, CASE WHEN r.is_user THEN 'user' ELSE 'key' END,"
+							  " r.period, r.period_start, r.current_usage, r.charged,"
+							  " r.ceiling, $8, now()"
+							  " FROM unnest($1, $2, $3, $4, $5, $6, $7)"
+							  " AS r (subject_id, is_user, period, period_start,"
+							  " current_usage, charged, ceiling)"
+							  " ORDER BY r.subject_id, r.period, r.period_start"
+							  " ON CONFLICT (subject_id, period, period_start) DO UPDATE"
+							  " SET current_usage = excluded.current_usage,"
+							  " charged = excluded.charged, ceiling = excluded.ceiling,"
+							  " incarnation = excluded.incarnation,"
+							  " updated_at = excluded.updated_at",
+							  8, types, args, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write apikeys.usage");
+}
+
+/* The batch is durable: tell its entries. */
+static void
+publish(const Batch *batch)
+{
+	for (int i = 0; i < batch->n; i++)
+	{
+		const Row  *row = &batch->rows[i];
+		MeterEntry *entry = &ak_shared->entries[row->entry];
+		LWLock	   *lock = ak_partition_lock(&row->key);
+
+		LWLockAcquire(lock, LW_EXCLUSIVE);
+		entry->written = row->charged;
+		entry->ceiling = row->ceiling;
+		entry->raise_asked = false;
+		LWLockRelease(lock);
+		batch->db->ceilings_raised++;
+	}
+	ConditionVariableBroadcast(&batch->db->changed);
+}
+
+/* Write a batch and tell its entries.  False if the write has failed. */
+static bool
+write_batch(Batch *batch)
+{
+	bool		ok = batch->n == 0 || ak_worker_transaction(write_rows, batch);
+
+	if (ok)
+		publish(batch);
+	batch->n = 0;
+	return ok;
+}
+
+/*
+ * Pass over the counts and write what is due.  False if a write has failed:
+ * nothing is lost, it is tried again at the next pass.
+ */
+bool
+ak_flush_counts(AkFlush *flush, AkPass pass)
+{
+	Batch		batch = {.db = flush->db};
+	int			kept = 0;
+	bool		ok = true;
+
+	flush->db->urgent = false;
+	pg_memory_barrier();
+	track_new(flush);
+	batch.rows = palloc(BATCH * sizeof(Row));
+	for (int i = 0; i < flush->ntracked; i++)
+	{
+		Tracked		tracked = flush->tracked[i];
+		MeterEntry *entry = &ak_shared->entries[tracked.entry];
+
+		/* An entry keeps its key while it is dirty. */
+		LWLock	   *lock = ak_partition_lock(&entry->key);
+		bool		write;
+		bool		clean;
+
+		LWLockAcquire(lock, LW_EXCLUSIVE);
+		write = ok && plan_row(entry, &tracked, pass, &batch.rows[batch.n]);
+		clean = !write && pass != AK_PASS_URGENT &&
+			entry->charged == entry->written && !entry->raise_asked;
+		if (clean)
+			entry->dirty = false;
+		if (pass != AK_PASS_URGENT)
+		{
+			tracked.seen = entry->charged;
+			tracked.passes = write ? 0 : tracked.passes + 1;
+		}
+		LWLockRelease(lock);
+
+		if (!clean)
+			flush->tracked[kept++] = tracked;
+		if (write && ++batch.n == BATCH)
+			ok = write_batch(&batch);
+	}
+	flush->ntracked = kept;
+	if (ok)
+		ok = write_batch(&batch);
+	pfree(batch.rows);
+	return ok;
+}
+
+/* Whether there is nothing to look after. */
+bool
+ak_flush_is_clean(AkFlush *flush)
+{
+	return flush->ntracked == 0 &&
+		pg_atomic_read_u32(&flush->db->dirty) == AK_NONE;
+}
+
+/* ----- opening and closing the meter ----- */
+
+static void
+begin_incarnation(void *arg)
+{
+	AkDatabase *db = arg;
+	Oid			type = UUIDOID;
+	Datum		id = UUIDPGetDatum(&db->incarnation);
+	bool		isnull;
+	Datum		horizon;
+
+	/* Closed incarnations have nothing more to tell; old crashes neither. */
+	if (SPI_execute("DELETE FROM apikeys.incarnations WHERE closed_at IS NOT NULL"
+					" OR superseded_at < now() - interval '3 years'", false, 0) < 0 ||
+		SPI_execute("UPDATE apikeys.incarnations SET superseded_at = clock_timestamp()"
+					" WHERE superseded_at IS NULL", false, 0) < 0 ||
+		SPI_execute_with_args("INSERT INTO apikeys.incarnations (id, started_at)"
+							  " VALUES ($1, clock_timestamp())", 1, &type, &id,
+							  NULL, false, 0) < 0 ||
+		SPI_execute("SELECT max(superseded_at) FROM apikeys.incarnations",
+					false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not begin an incarnation");
+	horizon = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+							&isnull);
+	db->crash_horizon = isnull ? DT_NOBEGIN : DatumGetTimestampTz(horizon);
+}
+
+static void
+end_incarnation(void *arg)
+{
+	AkDatabase *db = arg;
+	Oid			type = UUIDOID;
+	Datum		id = UUIDPGetDatum(&db->incarnation);
+
+	if (SPI_execute_with_args("UPDATE apikeys.incarnations"
+							  " SET closed_at = clock_timestamp() WHERE id = $1",
+							  1, &type, &id, NULL, false, 0) < 0)
+		elog(ERROR, "could not end an incarnation");
+}
+
+/*
+ * Open the meter: from now on verifications are admitted.  A worker that takes
+ * over from one that died goes on with its incarnation, whose counts are still
+ * in memory.
+ */
+bool
+ak_flush_open(AkDatabase *db)
+{
+	if (!db->incarnation_open)
+	{
+		ak_uuidv7(&db->incarnation);
+		if (!ak_worker_transaction(begin_incarnation, db))
+			return false;
+		db->incarnation_open = true;
+		db->opened++;
+	}
+	pg_write_barrier();
+	db->open = true;
+	ConditionVariableBroadcast(&db->changed);
+	return true;
+}
+
+/*
+ * Close the meter: nothing more is admitted; then all is written, exactly as it
+ * is, and forgotten, since the next incarnation reads it anew.  False if it
+ * could not be written: the counts stay in memory for the next worker.
+ */
+bool
+ak_flush_close(AkFlush *flush)
+{
+	AkDatabase *db = flush->db;
+
+	db->open = false;
+	ak_meter_barrier();
+	ak_history_barrier(db);
+
+	/* The second pass finds everything clean. */
+	if (!ak_flush_counts(flush, AK_PASS_CLOSING) ||
+		!ak_flush_counts(flush, AK_PASS_CLOSING) ||
+		!ak_flush_is_clean(flush) ||
+		!ak_flush_history(db) ||
+		!ak_worker_transaction(end_incarnation, db))
+		return false;
+	db->incarnation_open = false;
+	ak_meter_forget(db->generation);
+	return true;
+}
+
+/* ----- history ----- */
+
+typedef struct Collected
+{
+	const AkRecord **records;
+	int			n;
+	int			capacity;
+} Collected;
+
+static void
+collect(const AkRecord *record, void *arg)
+{
+	Collected  *collected = arg;
+
+	if (record->outcome == AK_VALID)
+		ak_note_use(&record->key_id, record->timestamp);
+	if (record->touch_only)
+		return;
+	if (collected->n == collected->capacity)
+	{
+		collected->capacity *= 2;
+		collected->records = repalloc_huge(collected->records,
+										   collected->capacity * sizeof(AkRecord *));
+	}
+	collected->records[collected->n++] = record;
+}
+
+/* By day, so that partitions come one after another; then as their index. */
+static int
+compare_records(const void *a, const void *b)
+{
+	const AkRecord *x = *(const AkRecord *const *) a;
+	const AkRecord *y = *(const AkRecord *const *) b;
+	int64		day_x = x->timestamp / USECS_PER_DAY;
+	int64		day_y = y->timestamp / USECS_PER_DAY;
+	int			order;
+
+	if (day_x != day_y)
+		return day_x < day_y ? -1 : 1;
+	order = memcmp(&x->key_id, &y->key_id, UUID_LEN);
+	if (order != 0)
+		return order;
+	return x->timestamp < y->timestamp ? -1 : x->timestamp > y->timestamp;
+}
+
+static void
+copy_collected(void *arg)
+{
+	Collected  *collected = arg;
+
+	ak_copy_history(collected->records, collected->n);
+}
+
+/*
+ * Move what the buffer holds into apikeys.requests.  It is taken out of the
+ * buffer only after the commit.  False if the write has failed.
+ */
+bool
+ak_flush_history(AkDatabase *db)
+{
+	Collected	collected = {.capacity = 1024};
+	AkLanePosition ends[AK_LANES];
+
+	collected.records = palloc(collected.capacity * sizeof(AkRecord *));
+	for (int i = 0; i < AK_LANES; i++)
+		ak_history_read(db, i, &ends[i], collect, &collected);
+	if (collected.n > 0)
+	{
+		qsort(collected.records, collected.n, sizeof(AkRecord *),
+			  compare_records);
+		if (!ak_worker_transaction(copy_collected, &collected))
+		{
+			pfree(collected.records);
+			return false;
+		}
+	}
+	for (int i = 0; i < AK_LANES; i++)
+		ak_history_consume(db, i, &ends[i]);
+	db->history_rows += collected.n;
+	db->stalled = false;
+	pfree(collected.records);
+	ConditionVariableBroadcast(&db->changed);
+	return true;
+}

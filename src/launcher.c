@@ -1,0 +1,328 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.c
+ *	  Start a worker for each database that needs one.
+ *
+ * The launcher is connected to no database.  A verification that finds no
+ * worker asks for one; beside that, every database is visited once after the
+ * server's start, and those that use the extension every
+ * apikeys.sweep_interval, so that expired keys are swept though nobody
+ * verifies.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/procarray.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/wait_event.h"
+
+#include "worker.h"
+
+/* A worker is started again no sooner than this after its last start, in ms. */
+#define RETRY_MS 1000
+
+/* What the launcher knows of a slot's worker; lives in its own memory. */
+typedef struct Started
+{
+	BackgroundWorkerHandle *handle; /* NULL: none was started */
+	TimestampTz at;
+} Started;
+
+static Started *started;		/* a slot each */
+static List *to_visit = NIL;	/* databases */
+static BackgroundWorkerHandle *visitor = NULL;
+static bool slots_are_short = false;
+
+void
+ak_launcher_register(void)
+{
+	BackgroundWorker worker = {
+		.bgw_name = "apikeys launcher",
+		.bgw_type = "apikeys launcher",
+		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
+		.bgw_start_time = BgWorkerStart_RecoveryFinished,
+		.bgw_restart_time = 1,
+		.bgw_library_name = "apikeys",
+		.bgw_function_name = "ak_launcher_main",
+	};
+
+	RegisterBackgroundWorker(&worker);
+}
+
+static void
+launcher_detach(int code, Datum arg)
+{
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	ak_shared->launcher = NULL;
+	LWLockRelease(ak_shared->control);
+}
+
+/* Start a worker.  NULL if the server has no slot free for it. */
+static BackgroundWorkerHandle *
+start_worker(Oid dboid, bool visit)
+{
+	BackgroundWorker worker = {
+		.bgw_name = "apikeys worker",
+		.bgw_type = "apikeys worker",
+		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
+		.bgw_start_time = BgWorkerStart_RecoveryFinished,
+		.bgw_restart_time = BGW_NEVER_RESTART,
+		.bgw_library_name = "apikeys",
+		.bgw_function_name = "ak_worker_main",
+		.bgw_main_arg = AK_WORKER_ARG(dboid, visit),
+		.bgw_notify_pid = MyProcPid,
+	};
+	BackgroundWorkerHandle *handle = NULL;
+
+	if (RegisterDynamicBackgroundWorker(&worker, &handle))
+	{
+		slots_are_short = false;
+		return handle;
+	}
+	if (!slots_are_short)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no background worker slot is free for apikeys"),
+				 errdetail("Databases that verify keys now take turns."),
+				 errhint("Raise \"%s\".", "max_worker_processes")));
+	slots_are_short = true;
+	return NULL;
+}
+
+static bool
+is_over(BackgroundWorkerHandle **handle)
+{
+	pid_t		pid;
+
+	if (*handle == NULL)
+		return true;
+	if (GetBackgroundWorkerPid(*handle, &pid) != BGWH_STOPPED)
+		return false;
+	pfree(*handle);
+	*handle = NULL;
+	return true;
+}
+
+/* ----- workers that were asked for ----- */
+
+/* The database of a slot that wants a worker and has none, or InvalidOid. */
+static Oid
+wants_worker(AkDatabase *db)
+{
+	Oid			result = InvalidOid;
+
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	if (db->held_by != 0 && BackendPidGetProc(db->held_by) == NULL)
+		db->held_by = 0;		/* its backend died */
+	if (OidIsValid(db->dboid) && db->worker == NULL && db->worker_wanted &&
+		db->held_by == 0)
+		result = db->dboid;
+	LWLockRelease(ak_shared->control);
+	return result;
+}
+
+/*
+ * Workers hold all the slots and another is wanted: ask one to leave.  It
+ * closes its meter first, and comes back when its turn comes.
+ */
+static void
+ask_one_to_leave(int wanted)
+{
+	for (int n = 1; n < ak_max_databases; n++)
+	{
+		AkDatabase *db = &ak_shared->databases[(wanted + n) % ak_max_databases];
+		bool		asked = false;
+
+		LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+		if (db->worker != NULL)
+		{
+			db->step_aside = true;
+			SetLatch(&db->worker->procLatch);
+			asked = true;
+		}
+		LWLockRelease(ak_shared->control);
+		if (asked)
+			return;
+	}
+}
+
+/* Start what is wanted.  Returns in how many ms to look again, or -1. */
+static long
+start_wanted(void)
+{
+	long		again = -1;
+
+	for (int i = 0; i < ak_max_databases; i++)
+	{
+		Oid			dboid = wants_worker(&ak_shared->databases[i]);
+		TimestampTz now = GetCurrentTimestamp();
+		long		since;
+
+		if (!OidIsValid(dboid) || !is_over(&started[i].handle))
+			continue;
+		since = TimestampDifferenceMilliseconds(started[i].at, now);
+		if (since < RETRY_MS && ak_shared->databases[i].flush_failures > 0)
+		{
+			again = RETRY_MS - since;
+			continue;
+		}
+		started[i].handle = start_worker(dboid, false);
+		started[i].at = now;
+		if (started[i].handle == NULL)
+		{
+			ask_one_to_leave(i);
+			again = RETRY_MS;
+		}
+	}
+	return again;
+}
+
+/* ----- visits ----- */
+
+/*
+ * The databases that can be connected to, but for templates: a visit there
+ * would be in the way of CREATE DATABASE.  As the autovacuum launcher does it.
+ */
+static List *
+list_databases(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *result = NIL;
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+		MemoryContext oldcontext;
+
+		if (!form->datallowconn || form->datistemplate)
+			continue;
+		oldcontext = MemoryContextSwitchTo(caller);
+		result = lappend_oid(result, form->oid);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(caller);
+	return result;
+}
+
+/*
+ * Plan the next round of visits: all databases the first time, afterwards those
+ * with a slot and no worker.  Slots of databases that are gone are freed.
+ */
+static void
+plan_visits(bool first)
+{
+	List	   *databases = list_databases();
+
+	list_free(to_visit);
+	to_visit = first ? list_copy(databases) : NIL;
+	for (int i = 0; i < ak_max_databases; i++)
+	{
+		AkDatabase *db = &ak_shared->databases[i];
+		Oid			dboid;
+		bool		attended;
+
+		LWLockAcquire(ak_shared->control, LW_SHARED);
+		dboid = db->dboid;
+		attended = db->worker != NULL;
+		LWLockRelease(ak_shared->control);
+		if (!OidIsValid(dboid) || attended)
+			continue;
+		if (!list_member_oid(databases, dboid))
+			ak_database_forget(dboid, InvalidOid);
+		else
+			to_visit = list_append_unique_oid(to_visit, dboid);
+	}
+	list_free(databases);
+}
+
+/* Start the next visit, one at a time. */
+static void
+visit_next(void)
+{
+	if (to_visit == NIL || !is_over(&visitor))
+		return;
+	visitor = start_worker(linitial_oid(to_visit), true);
+	if (visitor != NULL)
+		to_visit = list_delete_first(to_visit);
+}
+
+void
+ak_launcher_main(Datum arg)
+{
+	uint32		wait_event;
+	TimestampTz next_round;
+
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+
+	started = MemoryContextAllocZero(TopMemoryContext,
+									 ak_max_databases * sizeof(Started));
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	ak_shared->launcher = MyProc;
+	LWLockRelease(ak_shared->control);
+	before_shmem_exit(launcher_detach, (Datum) 0);
+
+	MemoryContextSwitchTo(TopMemoryContext);
+	wait_event = ak_wait_event("ApikeysLauncherMain");
+	plan_visits(true);
+	next_round = GetCurrentTimestamp() + ak_sweep_interval * USECS_PER_SEC;
+
+	while (!ShutdownRequestPending)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		long		timeout;
+		long		again;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (now >= next_round)
+		{
+			plan_visits(false);
+			next_round = now + ak_sweep_interval * USECS_PER_SEC;
+		}
+		again = start_wanted();
+		visit_next();
+
+		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_round);
+		if (again >= 0)
+			timeout = Min(timeout, again);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Max(timeout, 0), wait_event);
+		ResetLatch(MyLatch);
+	}
+	proc_exit(0);
+}

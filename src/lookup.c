@@ -1,0 +1,513 @@
+/*-------------------------------------------------------------------------
+ *
+ * lookup.c
+ *	  Find keys, and the plans, users and apis that apply to them.
+ *
+ * Keys are read from the table each time, through the index, with a latest
+ * snapshot: a revoke holds for every verification that starts after its
+ * commit, whatever the caller's isolation level, and for the caller's own
+ * earlier commands.
+ *
+ * Plans, users and apis are remembered by the backend, a missing one too,
+ * until ak_catalog_changes() says that one may have changed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/index.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "apikeys.h"
+
+/* A backend remembers at most this many rows of each kind. */
+#define REMEMBERED_MAX 4096
+
+static void
+copy_id(char id[AK_ID_LEN], Datum value, bool isnull)
+{
+	if (isnull)
+		id[0] = '\0';
+	else
+	{
+		const text *t = DatumGetTextPP(value);
+		Size		length = VARSIZE_ANY_EXHDR(t);
+
+		/* The tables' constraints keep ids shorter. */
+		if (length >= AK_ID_LEN)
+			ereport(ERROR,
+					(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+					 errmsg("identifier is longer than %d bytes", AK_ID_LEN - 1)));
+		memcpy(id, VARDATA_ANY(t), length);
+		id[length] = '\0';
+	}
+}
+
+/* ----- keys ----- */
+
+/* Copy what the decision needs out of a row. */
+static void
+read_key(Relation rel, const AkCatalog *catalog, HeapTuple tuple, AkKey *key)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	Datum	   *values = palloc(desc->natts * sizeof(Datum));
+	bool	   *nulls = palloc(desc->natts * sizeof(bool));
+
+	heap_deform_tuple(tuple, desc, values, nulls);
+	for (int i = 0; i < AK_KEY_COLUMNS; i++)
+	{
+		key->values[i] = values[catalog->keys_attnum[i] - 1];
+		key->nulls[i] = nulls[catalog->keys_attnum[i] - 1];
+	}
+	key->id = *DatumGetUUIDP(key->values[AK_KEY_ID]);
+	copy_id(key->api_id, key->values[AK_KEY_API_ID], key->nulls[AK_KEY_API_ID]);
+	copy_id(key->user_id, key->values[AK_KEY_USER_ID], key->nulls[AK_KEY_USER_ID]);
+	copy_id(key->plan_id, key->values[AK_KEY_PLAN_ID], key->nulls[AK_KEY_PLAN_ID]);
+}
+
+/*
+ * The row of apikeys.keys whose indexed column equals "value", if visible to
+ * the snapshot.  Values point into a copy in the current memory context.
+ */
+static bool
+find_key(Relation rel, const AkCatalog *catalog, Oid indexid,
+		 RegProcedure equal, Datum value, Snapshot snapshot, AkKey *key)
+{
+	Relation	index = index_open(indexid, AccessShareLock);
+	IndexScanDesc scan;
+	ScanKeyData scankey;
+	TupleTableSlot *slot;
+	bool		found;
+
+	ScanKeyInit(&scankey, 1, BTEqualStrategyNumber, equal, value);
+	scan = ak_index_beginscan(rel, index, snapshot, 1);
+	index_rescan(scan, &scankey, 1, NULL, 0);
+	slot = table_slot_create(rel, NULL);
+	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	if (found)
+		read_key(rel, catalog, ExecCopySlotHeapTuple(slot), key);
+	ExecDropSingleTupleTableSlot(slot);
+	index_endscan(scan);
+	index_close(index, AccessShareLock);
+	return found;
+}
+
+static bool
+digest_matches(const AkKey *key, AkKeyColumn column, const uint8 *digest)
+{
+	const bytea *stored;
+
+	if (key->nulls[column])
+		return false;
+	stored = DatumGetByteaPP(key->values[column]);
+	return VARSIZE_ANY_EXHDR(stored) == AK_DIGEST_LEN &&
+		timingsafe_bcmp(VARDATA_ANY(stored), digest, AK_DIGEST_LEN) == 0;
+}
+
+/*
+ * The key that a secret belongs to, by its digest: the current secret, or the
+ * one before while its grace lasts.
+ */
+bool
+ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN], TimestampTz now, AkKey *key)
+{
+	const AkCatalog *catalog = ak_catalog();
+	Relation	rel = table_open(catalog->keys, AccessShareLock);
+	char		buffer[VARHDRSZ + AK_DIGEST_LEN];
+	Datum		value = PointerGetDatum(buffer);
+	Snapshot	snapshot;
+	bool		found;
+
+	SET_VARSIZE(buffer, sizeof(buffer));
+	memcpy(VARDATA(buffer), digest, AK_DIGEST_LEN);
+
+	/* One snapshot for both, or a regeneration could slip in between. */
+	Assert(ActiveSnapshotSet());
+	snapshot = GetLatestSnapshot();
+	found = find_key(rel, catalog, catalog->keys_digest_key, F_BYTEAEQ, value,
+					 snapshot, key) &&
+		digest_matches(key, AK_KEY_DIGEST, digest);
+	if (!found)
+		found = find_key(rel, catalog, catalog->keys_previous_digest_key,
+						 F_BYTEAEQ, value, snapshot, key) &&
+			digest_matches(key, AK_KEY_PREVIOUS_DIGEST, digest) &&
+			DatumGetTimestampTz(key->values[AK_KEY_PREVIOUS_EXPIRES_AT]) > now;
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+bool
+ak_key_by_id(const pg_uuid_t *id, AkKey *key)
+{
+	const AkCatalog *catalog = ak_catalog();
+	Relation	rel = table_open(catalog->keys, AccessShareLock);
+	bool		found;
+
+	Assert(ActiveSnapshotSet());
+	found = find_key(rel, catalog, catalog->keys_pkey, F_UUID_EQ,
+					 UUIDPGetDatum(id), GetLatestSnapshot(), key);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/* ----- rows by their text id ----- */
+
+typedef bool (*RowVisitor) (Relation rel, HeapTuple tuple, void *arg);
+
+/*
+ * Visit the rows whose first index column equals a text id, as a latest
+ * snapshot sees them, until the visitor says false.
+ *
+ * The relation is locked before the snapshot is taken, so that a change whose
+ * invalidation has been accepted is seen.
+ */
+static void
+visit_rows(Oid relid, Oid indexid, const char *column, const char *id,
+		   RowVisitor visit, void *arg)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	SysScanDesc scan;
+	ScanKeyData scankey;
+	HeapTuple	tuple;
+
+	ScanKeyEntryInitialize(&scankey, 0, get_attnum(relid, column),
+						   BTEqualStrategyNumber, InvalidOid,
+						   get_typcollation(TEXTOID), F_TEXTEQ,
+						   CStringGetTextDatum(id));
+	Assert(ActiveSnapshotSet());
+	scan = systable_beginscan(rel, indexid, true, GetLatestSnapshot(), 1,
+							  &scankey);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		if (!visit(rel, tuple, arg))
+			break;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+static Datum
+column_of(Relation rel, HeapTuple tuple, const char *name, bool *isnull)
+{
+	AttrNumber	attnum = get_attnum(RelationGetRelid(rel), name);
+
+	if (attnum == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of relation \"apikeys.%s\" does not exist",
+						name, RelationGetRelationName(rel))));
+	return heap_getattr(tuple, attnum, RelationGetDescr(rel), isnull);
+}
+
+/*
+ * A memory of rows by id: entries begin with the id.  Emptied when the rows
+ * may have changed, or when it is full.
+ */
+typedef struct Memory
+{
+	const char *name;
+	Size		entry_size;
+	HTAB	   *table;
+	MemoryContext context;
+	uint64		changes;		/* as of which it holds */
+} Memory;
+
+static void *
+remembered(Memory *memory, const char *id)
+{
+	if (memory->table != NULL && memory->changes == ak_catalog_changes())
+		return hash_search(memory->table, id, HASH_FIND, NULL);
+	return NULL;
+}
+
+/*
+ * Remember an entry, unless something has changed since it was looked for: it
+ * may have been read too early.  "changes" is as of before the look-up.
+ */
+static void *
+remember(Memory *memory, const void *entry, uint64 changes)
+{
+	void	   *place;
+
+	if (memory->table == NULL || memory->changes != changes ||
+		hash_get_num_entries(memory->table) >= REMEMBERED_MAX)
+	{
+		HASHCTL		ctl = {0};
+
+		if (memory->context != NULL)
+			MemoryContextDelete(memory->context);
+		memory->table = NULL;
+		memory->context = AllocSetContextCreate(TopMemoryContext,
+												"apikeys rows",
+												ALLOCSET_DEFAULT_SIZES);
+		ctl.keysize = AK_ID_LEN;
+		ctl.entrysize = memory->entry_size;
+		ctl.hcxt = memory->context;
+		memory->table = hash_create(memory->name, 64, &ctl,
+									HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+		memory->changes = changes;
+	}
+	place = hash_search(memory->table, entry, HASH_ENTER, NULL);
+	memcpy(place, entry, memory->entry_size);
+	return place;
+}
+
+/* ----- plans ----- */
+
+static Memory plans = {.name = "apikeys plans",.entry_size = sizeof(AkPlan)};
+
+static bool
+visit_plan(Relation rel, HeapTuple tuple, void *arg)
+{
+	AkPlan	   *plan = arg;
+	bool		isnull;
+	bool		not_deleted;
+	Datum		value;
+
+	value = column_of(rel, tuple, "is_active", &isnull);
+	(void) column_of(rel, tuple, "deleted_at", &not_deleted);
+	plan->is_deleted = !not_deleted;
+	plan->is_usable = DatumGetBool(value) && not_deleted;
+	value = column_of(rel, tuple, "name", &isnull);
+	plan->name = TextDatumGetCString(value);
+	value = column_of(rel, tuple, "max_requests", &isnull);
+	plan->max_requests = isnull ? -1 : DatumGetInt64(value);
+	value = column_of(rel, tuple, "request_period", &isnull);
+	if (!ak_period_parse(TextDatumGetCString(value), &plan->period))
+		elog(ERROR, "unexpected request_period of plan \"%s\"", plan->id);
+	value = column_of(rel, tuple, "key_lifetime", &isnull);
+	plan->has_lifetime = !isnull;
+	if (!isnull)
+		plan->lifetime = *DatumGetIntervalP(value);
+	value = column_of(rel, tuple, "max_keys_per_user", &isnull);
+	plan->max_keys_per_user = isnull ? -1 : DatumGetInt32(value);
+	return false;
+}
+
+/*
+ * A plan, deleted and inactive ones included.  False if there is none: *plan
+ * is then an unusable one of that id.
+ */
+bool
+ak_plan_by_id(const char *id, AkPlan *plan)
+{
+	const AkCatalog *catalog = ak_catalog();
+	uint64		changes = ak_catalog_changes();
+	AkPlan	   *known = remembered(&plans, id);
+
+	if (known == NULL)
+	{
+		AkPlan		fresh = {.max_requests = 0};
+
+		strlcpy(fresh.id, id, AK_ID_LEN);
+		visit_rows(catalog->plans, catalog->plans_pkey, "id", id, visit_plan,
+				   &fresh);
+		known = remember(&plans, &fresh, changes);
+		if (fresh.name != NULL)
+			known->name = MemoryContextStrdup(plans.context, fresh.name);
+	}
+	*plan = *known;
+	if (plan->name != NULL)
+		plan->name = pstrdup(plan->name);
+	return plan->name != NULL;
+}
+
+/* ----- users ----- */
+
+static Memory users = {.name = "apikeys users",.entry_size = sizeof(AkUser)};
+
+static bool
+visit_user(Relation rel, HeapTuple tuple, void *arg)
+{
+	AkUser	   *user = arg;
+	bool		isnull;
+	bool		not_deleted;
+	Datum		value;
+
+	user->exists = true;
+	value = column_of(rel, tuple, "is_disabled", &isnull);
+	(void) column_of(rel, tuple, "deleted_at", &not_deleted);
+	user->is_usable = !DatumGetBool(value) && not_deleted;
+	value = column_of(rel, tuple, "plan_id", &isnull);
+	copy_id(user->plan_id, value, isnull);
+	value = column_of(rel, tuple, "custom_start", &isnull);
+	user->custom_start = isnull ? AK_CALENDAR : DatumGetTimestampTz(value);
+	value = column_of(rel, tuple, "subject_id", &isnull);
+	user->subject_id = *DatumGetUUIDP(value);
+	return false;
+}
+
+/* A user's row, if there is one; it may be disabled or deleted. */
+bool
+ak_user_by_id(const char *id, AkUser *user)
+{
+	const AkCatalog *catalog = ak_catalog();
+	uint64		changes = ak_catalog_changes();
+	AkUser	   *known = remembered(&users, id);
+
+	if (known == NULL)
+	{
+		AkUser		fresh = {.custom_start = AK_CALENDAR};
+
+		strlcpy(fresh.id, id, AK_ID_LEN);
+		visit_rows(catalog->users, catalog->users_pkey, "id", id, visit_user,
+				   &fresh);
+		known = remember(&users, &fresh, changes);
+	}
+	*user = *known;
+	return user->exists;
+}
+
+/* ----- apis ----- */
+
+static Memory apis = {.name = "apikeys apis",.entry_size = sizeof(AkApi)};
+
+static bool
+visit_api(Relation rel, HeapTuple tuple, void *arg)
+{
+	AkApi	   *api = arg;
+	bool		isnull;
+	Datum		value;
+
+	api->exists = true;
+	value = column_of(rel, tuple, "default_plan_id", &isnull);
+	copy_id(api->default_plan_id, value, isnull);
+	value = column_of(rel, tuple, "default_prefix", &isnull);
+	if (!isnull)
+		strlcpy(api->default_prefix, TextDatumGetCString(value),
+				sizeof(api->default_prefix));
+	return false;
+}
+
+bool
+ak_api_by_id(const char *id, AkApi *api)
+{
+	const AkCatalog *catalog = ak_catalog();
+	uint64		changes = ak_catalog_changes();
+	AkApi	   *known = remembered(&apis, id);
+
+	if (known == NULL)
+	{
+		AkApi		fresh = {.exists = false};
+
+		strlcpy(fresh.id, id, AK_ID_LEN);
+		visit_rows(catalog->apis, catalog->apis_pkey, "id", id, visit_api,
+				   &fresh);
+		known = remember(&apis, &fresh, changes);
+	}
+	*api = *known;
+	return api->exists;
+}
+
+/* ----- whose limit applies ----- */
+
+/*
+ * The plan that applies: the key's own, else its user's, else its api's, else
+ * none (empty id: unlimited, counted by calendar month).  *is_user says that
+ * it is the user's, and so shared by the user's keys.
+ */
+void
+ak_applicable_plan(const char *plan_id, const AkUser *user, const char *api_id,
+				   AkPlan *plan, bool *is_user)
+{
+	AkApi		api;
+
+	*is_user = false;
+	if (plan_id[0] == '\0' && user->exists && user->plan_id[0] != '\0')
+	{
+		*is_user = true;
+		plan_id = user->plan_id;
+	}
+	if (plan_id[0] == '\0' && ak_api_by_id(api_id, &api))
+		plan_id = api.default_plan_id;
+
+	if (plan_id[0] != '\0')
+	{
+		ak_plan_by_id(plan_id, plan);
+		return;
+	}
+	memset(plan, 0, sizeof(AkPlan));
+	plan->is_usable = true;
+	plan->max_requests = -1;
+	plan->max_keys_per_user = -1;
+	plan->period = AK_MONTH;
+}
+
+/* Whose count a request with this key goes to, and under which plan. */
+void
+ak_subject_of_key(const AkKey *key, AkSubject *subject)
+{
+	memset(subject, 0, sizeof(AkSubject));
+	subject->user.custom_start = AK_CALENDAR;
+	if (key->user_id[0] != '\0')
+		ak_user_by_id(key->user_id, &subject->user);
+	ak_applicable_plan(key->plan_id, &subject->user, key->api_id,
+					   &subject->plan, &subject->is_user);
+	subject->subject_id = subject->is_user ? subject->user.subject_id : key->id;
+	subject->anchor = subject->user.exists ?
+		subject->user.custom_start : AK_CALENDAR;
+}
+
+/* The same for what a user's keys share. */
+void
+ak_subject_of_user(const AkUser *user, AkSubject *subject)
+{
+	bool		has_plan;
+
+	memset(subject, 0, sizeof(AkSubject));
+	subject->user = *user;
+	ak_applicable_plan("", user, "", &subject->plan, &has_plan);
+	subject->is_user = true;
+	subject->subject_id = user->subject_id;
+	subject->anchor = user->custom_start;
+}
+
+/* ----- keys of a user ----- */
+
+typedef struct LiveKeys
+{
+	int			count;
+	int			enough;
+	TimestampTz now;
+} LiveKeys;
+
+static bool
+visit_user_key(Relation rel, HeapTuple tuple, void *arg)
+{
+	LiveKeys   *live = arg;
+	bool		isnull;
+	bool		not_deleted;
+	Datum		expires_at;
+
+	(void) column_of(rel, tuple, "deleted_at", &not_deleted);
+	expires_at = column_of(rel, tuple, "expires_at", &isnull);
+	if (not_deleted && (isnull || DatumGetTimestampTz(expires_at) > live->now))
+		live->count++;
+	return live->count < live->enough;
+}
+
+/*
+ * How many keys of a user are neither deleted nor expired, as of now and not
+ * of the transaction's snapshot; counts no further than "enough".
+ */
+int
+ak_count_live_keys(const char *user_id, int enough)
+{
+	const AkCatalog *catalog = ak_catalog();
+	LiveKeys	live = {.enough = enough,.now = GetCurrentTimestamp()};
+
+	visit_rows(catalog->keys, catalog->keys_user_id_idx, "user_id", user_id,
+			   visit_user_key, &live);
+	return live.count;
+}

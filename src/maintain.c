@@ -1,0 +1,201 @@
+/*-------------------------------------------------------------------------
+ *
+ * maintain.c
+ *	  Tidy up a database: expired keys and the partitions of the history.
+ *	  Runs in its worker.
+ *
+ * Each step is a transaction of its own with the worker's lock_timeout: one
+ * that cannot have its locks is logged and comes up again next time.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+
+#include "worker.h"
+
+/* Partitions made ahead, beside today's. */
+#define DAYS_AHEAD 2
+
+/* Expired keys marked in one transaction. */
+#define SWEEP_BATCH 1000
+
+static void
+run(const char *query)
+{
+	if (SPI_execute(query, false, 0) < 0)
+		elog(ERROR, "could not execute: %s", query);
+}
+
+/* ----- expired keys ----- */
+
+typedef struct Sweep
+{
+	uint64		swept;
+} Sweep;
+
+static void
+sweep_keys(void *arg)
+{
+	Sweep	   *sweep = arg;
+	Oid			types[] = {FLOAT8OID, INT4OID};
+	Datum		args[] = {
+		Float8GetDatum(ak_expired_key_grace), Int32GetDatum(SWEEP_BATCH)
+	};
+
+	if (SPI_execute_with_args("UPDATE apikeys.keys SET deleted_at = now()"
+							  " WHERE id IN (SELECT id FROM apikeys.keys"
+							  " WHERE deleted_at IS NULL"
+							  " AND expires_at <= now() - make_interval(secs => $1)"
+							  " ORDER BY expires_at LIMIT $2"
+							  " FOR NO KEY UPDATE SKIP LOCKED)",
+							  2, types, args, NULL, false, 0) < 0)
+		elog(ERROR, "could not sweep expired keys");
+	sweep->swept = SPI_processed;
+}
+
+/* ----- partitions ----- */
+
+typedef struct Day
+{
+	int			julian;
+	char		name[64];		/* of its partition */
+	char		from[32];
+	char		until[32];
+} Day;
+
+static void
+format_date(int julian, char *out, Size size, const char *format)
+{
+	int			year,
+				month,
+				day;
+
+	j2date(julian, &year, &month, &day);
+	snprintf(out, size, format, year, month, day);
+}
+
+static void
+set_day(Day *day, int julian)
+{
+	day->julian = julian;
+	format_date(julian, day->name, sizeof(day->name), "requests_%04d_%02d_%02d");
+	format_date(julian, day->from, sizeof(day->from), "%04d-%02d-%02d 00:00:00+00");
+	format_date(julian + 1, day->until, sizeof(day->until), "%04d-%02d-%02d 00:00:00+00");
+}
+
+static int
+today(void)
+{
+	return POSTGRES_EPOCH_JDATE +
+		(int) (GetCurrentTimestamp() / USECS_PER_DAY);
+}
+
+/*
+ * Make a day's partition, unless it is there.  What the DEFAULT partition
+ * caught of that day moves into it.  The new table belongs to whom the history
+ * belongs to.
+ */
+static void
+make_partition(void *arg)
+{
+	const Day  *day = arg;
+	char	   *exists = psprintf("SELECT FROM pg_class WHERE relname = '%s'"
+								  " AND relnamespace = 'apikeys'::regnamespace",
+								  day->name);
+	char	   *owner;
+
+	if (SPI_execute(exists, true, 1) < 0)
+		elog(ERROR, "could not look for a partition");
+	if (SPI_processed > 0)
+		return;
+
+	if (SPI_execute("SELECT quote_ident(pg_get_userbyid(relowner)) FROM pg_class"
+					" WHERE oid = 'apikeys.requests'::regclass", true, 1) < 0 ||
+		SPI_processed != 1)
+		elog(ERROR, "could not look up the owner of apikeys.requests");
+	owner = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+
+	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests)", day->name));
+	run(psprintf("ALTER TABLE apikeys.%s OWNER TO %s", day->name, owner));
+	run(psprintf("WITH moved AS (DELETE FROM apikeys.requests_default"
+				 " WHERE \"timestamp\" >= '%s' AND \"timestamp\" < '%s' RETURNING *)"
+				 " INSERT INTO apikeys.%s SELECT * FROM moved",
+				 day->from, day->until, day->name));
+	run(psprintf("CREATE INDEX %s_key_id_idx ON apikeys.%s (key_id, \"timestamp\")",
+				 day->name, day->name));
+	run(psprintf("ALTER TABLE apikeys.requests ATTACH PARTITION apikeys.%s"
+				 " FOR VALUES FROM ('%s') TO ('%s')",
+				 day->name, day->from, day->until));
+}
+
+/*
+ * Drop the oldest partition if it lies wholly before a day.  One at a time:
+ * each takes a lock on the whole history for a moment.
+ */
+typedef struct Retention
+{
+	Day			first_kept;
+	bool		dropped;
+} Retention;
+
+static void
+drop_oldest_partition(void *arg)
+{
+	Retention  *retention = arg;
+	char	   *oldest = psprintf("SELECT quote_ident(c.relname) FROM pg_inherits i"
+								  " JOIN pg_class c ON c.oid = i.inhrelid"
+								  " WHERE i.inhparent = 'apikeys.requests'::regclass"
+								  " AND c.relname ~ '^requests_\\d{4}_\\d\\d_\\d\\d$'"
+								  " AND c.relname < '%s' ORDER BY c.relname LIMIT 1",
+								  retention->first_kept.name);
+
+	if (SPI_execute(oldest, true, 1) < 0)
+		elog(ERROR, "could not look for old partitions");
+	retention->dropped = SPI_processed > 0;
+	if (retention->dropped)
+		run(psprintf("DROP TABLE apikeys.%s",
+					 SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)));
+	else
+		run(psprintf("DELETE FROM apikeys.requests_default WHERE \"timestamp\" < '%s'",
+					 retention->first_kept.from));
+}
+
+/*
+ * Everything that is due.  Called when the worker starts and every
+ * apikeys.sweep_interval.
+ */
+void
+ak_maintain(void)
+{
+	int			julian = today();
+	Sweep		sweep;
+	Retention	retention;
+
+	for (int i = 0; i <= DAYS_AHEAD; i++)
+	{
+		Day			day;
+
+		set_day(&day, julian + i);
+		(void) ak_worker_transaction(make_partition, &day);
+	}
+	if (ak_history_retention > 0)
+	{
+		set_day(&retention.first_kept, julian -
+				(ak_history_retention + MINS_PER_HOUR * HOURS_PER_DAY - 1) /
+				(MINS_PER_HOUR * HOURS_PER_DAY));
+		do
+			retention.dropped = false;
+		while (ak_worker_transaction(drop_oldest_partition, &retention) &&
+			   retention.dropped);
+	}
+	do
+		sweep.swept = 0;
+	while (ak_worker_transaction(sweep_keys, &sweep) &&
+		   sweep.swept == SWEEP_BATCH);
+}

@@ -1,0 +1,99 @@
+/*-------------------------------------------------------------------------
+ *
+ * stats.c
+ *	  Statistics of this database since the server's start.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/tuplestore.h"
+
+#include "apikeys.h"
+
+PG_FUNCTION_INFO_V1(apikeys_statistics);
+
+static void
+put(ReturnSetInfo *result, const char *name, uint64 value,
+	const char *description)
+{
+	Datum		values[3];
+	bool		nulls[3] = {0};
+
+	values[0] = CStringGetTextDatum(name);
+	values[1] = Int64GetDatum((int64) value);
+	values[2] = CStringGetTextDatum(description);
+	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+}
+
+static uint64
+count_entries(uint32 generation)
+{
+	uint64		n = 0;
+
+	for (int i = 0; i < ak_max_tracked_keys; i++)
+		if (ak_shared->entries[i].in_use &&
+			ak_shared->entries[i].key.generation == generation)
+			n++;
+	return n;
+}
+
+/* apikeys.statistics() -> SETOF (name text, value bigint, description text) */
+Datum
+apikeys_statistics(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	AkDatabase *db;
+	AkLane		total = {0};
+	uint64		seconds = 0;
+
+	AcceptInvalidationMessages();
+	db = ak_catalog()->db;
+	for (int i = 0; i < AK_LANES; i++)
+	{
+		AkLane	   *lane = &db->lanes[i].lane;
+
+		LWLockAcquire(ak_lane_lock(db, i), LW_SHARED);
+		for (int o = 0; o < AK_OUTCOMES; o++)
+			total.outcomes[o] += lane->outcomes[o];
+		total.dropped += lane->dropped;
+		total.unrecorded += lane->unrecorded;
+		LWLockRelease(ak_lane_lock(db, i));
+	}
+	if (db->last_flush != 0)
+		seconds = (GetCurrentTimestamp() - db->last_flush) / USECS_PER_SEC;
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int o = AK_OUTCOMES - 1; o >= 0; o--)
+		put(result, ak_outcome_name(o), total.outcomes[o],
+			"verifications with this outcome");
+	put(result, "history_rows", db->history_rows,
+		"records written to apikeys.requests");
+	put(result, "history_dropped", total.dropped,
+		"records lost because the history buffer was full");
+	put(result, "history_unrecorded", total.unrecorded,
+		"verifications that a standby could not record");
+	put(result, "history_chunks_free", ak_shared->nfree_chunks,
+		"free chunks (8 kB) of the history buffer, all databases");
+	put(result, "usage_rows_written", db->ceilings_raised,
+		"rows written to apikeys.usage");
+	put(result, "charge_waits", db->charge_waits,
+		"times a verification slept until the worker made room");
+	put(result, "tracked_keys", count_entries(db->generation),
+		"counts of this database that the meter holds");
+	put(result, "evictions", pg_atomic_read_u64(&ak_shared->evictions),
+		"counts evicted from the meter, all databases");
+	put(result, "flush_failures", db->flush_failures,
+		"transactions of the worker that failed and are tried again");
+	put(result, "seconds_since_flush", seconds,
+		"age of the last flush that had something to write");
+	put(result, "worker_attached", db->worker != NULL,
+		"1 while a worker is attached to this database");
+	put(result, "meter_open", db->open,
+		"1 while verifications are admitted without waiting for a worker");
+	return (Datum) 0;
+}

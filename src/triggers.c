@@ -1,0 +1,331 @@
+/*-------------------------------------------------------------------------
+ *
+ * triggers.c
+ *	  Triggers that run often or that SQL cannot say, and the purge.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "common/hashfn.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/rel.h"
+
+#include "apikeys.h"
+
+PG_FUNCTION_INFO_V1(apikeys_keys_before_write);
+PG_FUNCTION_INFO_V1(apikeys_announce_change);
+PG_FUNCTION_INFO_V1(apikeys_in_purge);
+PG_FUNCTION_INFO_V1(apikey_purge);
+
+bool		ak_in_purge = false;
+
+/* ----- durable commits ----- */
+
+static bool durable_commit_wanted = false;
+
+/*
+ * ForceSyncCommit() makes the commit durable here, but waits for a synchronous
+ * standby only if synchronous_commit says so: raise it, for this transaction,
+ * at the last moment at which no SET can undo it.
+ */
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			if (durable_commit_wanted &&
+				synchronous_commit < SYNCHRONOUS_COMMIT_ON)
+				(void) set_config_option("synchronous_commit", "on",
+										 PGC_USERSET, PGC_S_SESSION,
+										 GUC_ACTION_LOCAL, true, 0, false);
+			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			durable_commit_wanted = false;
+			break;
+		default:
+			break;
+	}
+}
+
+/*
+ * Once acknowledged, the transaction must not be lost: creating or revoking a
+ * key under synchronous_commit = off, for instance.
+ */
+void
+ak_force_durable_commit(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+	{
+		RegisterXactCallback(xact_callback, NULL);
+		registered = true;
+	}
+	ForceSyncCommit();
+	durable_commit_wanted = true;
+}
+
+/*
+ * apikeys.announce_change(): AFTER each statement that changes apis, plans,
+ * users or keys.  Keys are read anew each time, so nothing remembers them.
+ */
+Datum
+apikeys_announce_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be called as a trigger",
+						"announce_change")));
+	ak_force_durable_commit();
+	if (strcmp(RelationGetRelationName(data->tg_relation), "keys") != 0)
+		ak_catalog_announce(RelationGetRelid(data->tg_relation));
+	return PointerGetDatum(NULL);
+}
+
+/* ----- keys ----- */
+
+static Datum
+old_or_new(HeapTuple tuple, TupleDesc desc, AkKeyColumn column, bool *isnull)
+{
+	return heap_getattr(tuple, ak_catalog()->keys_attnum[column], desc, isnull);
+}
+
+static void
+id_of(HeapTuple tuple, TupleDesc desc, AkKeyColumn column, char id[AK_ID_LEN])
+{
+	bool		isnull;
+	Datum		value = old_or_new(tuple, desc, column, &isnull);
+
+	id[0] = '\0';
+	if (!isnull)
+		text_to_cstring_buffer(DatumGetTextPP(value), id, AK_ID_LEN);
+}
+
+/*
+ * Hold the user's number of live keys to what the plan allows.  The lock makes
+ * concurrent creations for one user wait for each other; the count is of what
+ * they have committed by then, whatever the transaction's snapshot.
+ */
+static void
+check_max_keys(const char *user_id, const AkPlan *plan)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, ak_catalog()->keys,
+						 hash_bytes((const unsigned char *) user_id,
+									strlen(user_id)), 3);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (ak_count_live_keys(user_id, plan->max_keys_per_user) >=
+		plan->max_keys_per_user)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHECK_VIOLATION),
+				 errmsg("user \"%s\" has the %d live keys that plan \"%s\" allows",
+						user_id, plan->max_keys_per_user, plan->id),
+				 errhint("Delete a key of the user, or raise max_keys_per_user of the plan.")));
+}
+
+static HeapTuple
+set_timestamp(HeapTuple tuple, TupleDesc desc, AkKeyColumn column,
+			  TimestampTz value)
+{
+	int			attnum = ak_catalog()->keys_attnum[column];
+	Datum		datum = TimestampTzGetDatum(value);
+	bool		isnull = false;
+
+	return heap_modify_tuple_by_cols(tuple, desc, 1, &attnum, &datum, &isnull);
+}
+
+/*
+ * A new key: check it, and let its plan say when it expires.
+ */
+static HeapTuple
+complete_new_key(HeapTuple tuple, TupleDesc desc)
+{
+	char		user_id[AK_ID_LEN];
+	char		plan_id[AK_ID_LEN];
+	char		api_id[AK_ID_LEN];
+	AkUser		user = {.exists = false};
+	AkPlan		plan;
+	bool		shared;
+	bool		isnull;
+	Datum		expires_at = old_or_new(tuple, desc, AK_KEY_EXPIRES_AT, &isnull);
+
+	if (!isnull && DatumGetTimestampTz(expires_at) <= GetCurrentTimestamp())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("expires_at must be in the future")));
+
+	id_of(tuple, desc, AK_KEY_USER_ID, user_id);
+	id_of(tuple, desc, AK_KEY_PLAN_ID, plan_id);
+	id_of(tuple, desc, AK_KEY_API_ID, api_id);
+	if (user_id[0] != '\0')
+		ak_user_by_id(user_id, &user);
+	ak_applicable_plan(plan_id, &user, api_id, &plan, &shared);
+
+	if (user_id[0] != '\0' && plan.max_keys_per_user >= 0)
+		check_max_keys(user_id, &plan);
+	if (isnull && plan.has_lifetime)
+		tuple = set_timestamp(tuple, desc, AK_KEY_EXPIRES_AT,
+							  DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+																	  TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()),
+																	  IntervalPGetDatum(&plan.lifetime))));
+	return tuple;
+}
+
+/* Made by this transaction, rather than restored or put back on deletion. */
+static bool
+is_new(HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		created_at = old_or_new(tuple, desc, AK_KEY_CREATED_AT, &isnull);
+
+	if (isnull || DatumGetTimestampTz(created_at) !=
+		GetCurrentTransactionStartTimestamp())
+		return false;
+	(void) old_or_new(tuple, desc, AK_KEY_DELETED_AT, &isnull);
+	return isnull;
+}
+
+static void
+check_unchanged(HeapTuple old, HeapTuple new, TupleDesc desc,
+				AkKeyColumn column, const char *name)
+{
+	bool		old_null;
+	bool		new_null;
+	Datum		before = old_or_new(old, desc, column, &old_null);
+	Datum		after = old_or_new(new, desc, column, &new_null);
+	Form_pg_attribute att = TupleDescAttr(desc, ak_catalog()->keys_attnum[column] - 1);
+
+	if (old_null != new_null ||
+		(!old_null && !(att->attbyval ? before == after :
+						memcmp(DatumGetPointer(before),
+							   DatumGetPointer(after), att->attlen) == 0)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("column \"%s\" of a key cannot be changed", name)));
+}
+
+/* apikeys.keys_before_write(): BEFORE INSERT OR UPDATE, each row of keys. */
+Datum
+apikeys_keys_before_write(PG_FUNCTION_ARGS)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+	HeapTuple	tuple;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_BEFORE(data->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(data->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be called as a trigger before each row",
+						"keys_before_write")));
+	desc = RelationGetDescr(data->tg_relation);
+	if (TRIGGER_FIRED_BY_UPDATE(data->tg_event))
+	{
+		tuple = data->tg_newtuple;
+		check_unchanged(data->tg_trigtuple, tuple, desc, AK_KEY_ID, "id");
+		check_unchanged(data->tg_trigtuple, tuple, desc, AK_KEY_CREATED_AT,
+						"created_at");
+		tuple = set_timestamp(tuple, desc, AK_KEY_UPDATED_AT,
+							  GetCurrentTransactionStartTimestamp());
+	}
+	else
+	{
+		tuple = data->tg_trigtuple;
+		if (is_new(tuple, desc))
+			tuple = complete_new_key(tuple, desc);
+	}
+	return PointerGetDatum(tuple);
+}
+
+/* ----- purge ----- */
+
+/* apikeys.in_purge(): the soft-delete triggers ask. */
+Datum
+apikeys_in_purge(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(ak_in_purge);
+}
+
+static int64
+purge_with(const char *query, Datum older_than)
+{
+	Oid			type = INTERVALOID;
+
+	if (SPI_execute_with_args(query, 1, &type, &older_than, NULL, false, 0) < 0)
+		elog(ERROR, "could not purge");
+	return SPI_processed;
+}
+
+/*
+ * apikey_purge(older_than interval) -> bigint
+ *
+ * Remove for good the keys, users and plans that were deleted at least that
+ * long ago, with the usage of the former; plans that something still refers to
+ * stay.  Returns how many keys, users and plans went.
+ */
+Datum
+apikey_purge(PG_FUNCTION_ARGS)
+{
+	Datum		older_than;
+	int64		removed = 0;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("older_than must not be null")));
+	older_than = PG_GETARG_DATUM(0);
+	if (DatumGetBool(DirectFunctionCall2(interval_lt, older_than,
+										 IntervalPGetDatum(palloc0(sizeof(Interval))))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("older_than must not be negative")));
+
+	SPI_connect();
+	ak_in_purge = true;
+	PG_TRY();
+	{
+		(void) purge_with("DELETE FROM apikeys.usage u USING apikeys.keys k"
+						  " WHERE u.subject_id = k.id"
+						  " AND k.deleted_at <= now() - $1", older_than);
+		(void) purge_with("DELETE FROM apikeys.usage u USING apikeys.users s"
+						  " WHERE u.subject_id = s.subject_id"
+						  " AND s.deleted_at <= now() - $1", older_than);
+		removed += purge_with("DELETE FROM apikeys.keys"
+							  " WHERE deleted_at <= now() - $1", older_than);
+		removed += purge_with("DELETE FROM apikeys.users"
+							  " WHERE deleted_at <= now() - $1", older_than);
+		removed += purge_with("DELETE FROM apikeys.plans p"
+							  " WHERE p.deleted_at <= now() - $1"
+							  " AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.plan_id = p.id)"
+							  " AND NOT EXISTS (SELECT FROM apikeys.users u WHERE u.plan_id = p.id)"
+							  " AND NOT EXISTS (SELECT FROM apikeys.apis a WHERE a.default_plan_id = p.id)",
+							  older_than);
+	}
+	PG_FINALLY();
+	{
+		ak_in_purge = false;
+	}
+	PG_END_TRY();
+	SPI_finish();
+	PG_RETURN_INT64(removed);
+}

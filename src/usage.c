@@ -1,0 +1,214 @@
+/*-------------------------------------------------------------------------
+ *
+ * usage.c
+ *	  Read the meter: usage of a key, of a user, of all.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/tuplestore.h"
+
+#include "apikeys.h"
+
+PG_FUNCTION_INFO_V1(apikey_usage);
+PG_FUNCTION_INFO_V1(apikey_user_usage);
+PG_FUNCTION_INFO_V1(apikeys_meter);
+PG_FUNCTION_INFO_V1(apikeys_period_start);
+PG_FUNCTION_INFO_V1(apikeys_period_end);
+
+/* Columns of apikeys.usage_report. */
+enum
+{
+	REPORT_KEY_ID,
+	REPORT_USER_ID,
+	REPORT_PLAN_ID,
+	REPORT_CURRENT_USAGE,
+	REPORT_LIMIT,
+	REPORT_REMAINING,
+	REPORT_RESET_TIME,
+	REPORT_PERIOD,
+	REPORT_PERIOD_START,
+	REPORT_SUBJECT,
+	REPORT_COLUMNS
+};
+
+/* A row of apikeys.usage_report about a subject's current period. */
+static Datum
+report(FunctionCallInfo fcinfo, const pg_uuid_t *key_id, const char *user_id,
+	   const AkSubject *subject)
+{
+	const AkCatalog *catalog = ak_catalog();
+	int64		limit = subject->plan.max_requests;
+	TimestampTz now = ak_database_clock(catalog->db, GetCurrentTimestamp());
+	TupleDesc	desc;
+	Datum		values[REPORT_COLUMNS] = {0};
+	bool		nulls[REPORT_COLUMNS] = {0};
+	AkSpan		span;
+	AkCount		count;
+	MeterKey	key;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != REPORT_COLUMNS)
+		elog(ERROR, "unexpected result type of a usage report");
+
+	ak_period_at(subject->plan.period, subject->anchor, now, &span);
+	ak_meter_key(&key, catalog, subject, span.start);
+	ak_meter_peek(&key, limit, &count);
+
+	nulls[REPORT_KEY_ID] = key_id == NULL;
+	if (key_id != NULL)
+		values[REPORT_KEY_ID] = UUIDPGetDatum(key_id);
+	nulls[REPORT_USER_ID] = user_id[0] == '\0';
+	values[REPORT_USER_ID] = CStringGetTextDatum(user_id);
+	nulls[REPORT_PLAN_ID] = subject->plan.id[0] == '\0';
+	values[REPORT_PLAN_ID] = CStringGetTextDatum(subject->plan.id);
+	values[REPORT_CURRENT_USAGE] = Int64GetDatum(count.billed);
+	nulls[REPORT_LIMIT] = nulls[REPORT_REMAINING] = limit < 0;
+	values[REPORT_LIMIT] = Int64GetDatum(limit);
+	values[REPORT_REMAINING] = Int64GetDatum(Max(limit - count.charged, 0));
+	values[REPORT_RESET_TIME] = TimestampTzGetDatum(span.end);
+	values[REPORT_PERIOD] = CStringGetTextDatum(ak_period_name(subject->plan.period));
+	values[REPORT_PERIOD_START] = TimestampTzGetDatum(span.start);
+	values[REPORT_SUBJECT] = CStringGetTextDatum(subject->is_user ? "user" : "key");
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+}
+
+/*
+ * apikey_usage(id uuid) -> apikeys.usage_report
+ *
+ * Live usage of the period that is now: the key's own, or its user's where the
+ * plan is the user's.  Errors: P0002 if there is no such key.
+ */
+Datum
+apikey_usage(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
+	AkKey		key;
+	AkSubject	subject;
+
+	AcceptInvalidationMessages();
+	if (!ak_key_by_id(id, &key))
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA_FOUND),
+				 errmsg("key \"%s\" does not exist",
+						DatumGetCString(DirectFunctionCall1(uuid_out,
+															UUIDPGetDatum(id))))));
+	ak_subject_of_key(&key, &subject);
+	PG_RETURN_DATUM(report(fcinfo, &key.id, key.user_id, &subject));
+}
+
+/*
+ * apikey_user_usage(user_id text) -> apikeys.usage_report
+ *
+ * Live usage that the keys of a user share.  Errors: P0002 if there is no such
+ * user.
+ */
+Datum
+apikey_user_usage(PG_FUNCTION_ARGS)
+{
+	char	   *id = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	AkUser		user;
+	AkSubject	subject;
+
+	AcceptInvalidationMessages();
+	if (strlen(id) >= AK_ID_LEN || !ak_user_by_id(id, &user))
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA_FOUND),
+				 errmsg("user \"%s\" does not exist", id)));
+	ak_subject_of_user(&user, &subject);
+	PG_RETURN_DATUM(report(fcinfo, NULL, user.id, &subject));
+}
+
+/*
+ * apikeys.meter() -> SETOF (subject_id, subject, period, period_start,
+ *							 current_usage, charged, ceiling)
+ *
+ * The counts of this database that are in memory.  Each is read under its
+ * lock; together they are no snapshot.
+ */
+Datum
+apikeys_meter(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	uint32		generation;
+
+	AcceptInvalidationMessages();
+	generation = ak_catalog()->generation;
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < ak_max_tracked_keys; i++)
+	{
+		MeterEntry *entry = &ak_shared->entries[i];
+		MeterEntry	copy;
+		MeterKey	key = entry->key;
+		LWLock	   *lock;
+		Datum		values[7];
+		bool		nulls[7] = {0};
+
+		CHECK_FOR_INTERRUPTS();
+		if (!entry->in_use || key.generation != generation)
+			continue;
+		lock = ak_partition_lock(&key);
+		LWLockAcquire(lock, LW_SHARED);
+		copy = *entry;
+		LWLockRelease(lock);
+		if (!copy.in_use || memcmp(&copy.key, &key, sizeof(key)) != 0)
+			continue;
+
+		values[0] = UUIDPGetDatum(&copy.key.subject_id);
+		values[1] = CStringGetTextDatum(copy.key.is_user ? "user" : "key");
+		values[2] = CStringGetTextDatum(ak_period_name(copy.key.period));
+		values[3] = TimestampTzGetDatum(copy.key.period_start);
+		values[4] = Int64GetDatum(copy.charged - copy.lost);
+		values[5] = Int64GetDatum(copy.charged);
+		values[6] = Int64GetDatum(copy.ceiling);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+static void
+period_args(FunctionCallInfo fcinfo, AkSpan *span)
+{
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	AkPeriod	period;
+
+	if (!ak_period_parse(name, &period))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unrecognized period \"%s\"", name),
+				 errhint("Use minute, hour, day, week, month or year.")));
+	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(2)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("timestamp out of range")));
+	ak_period_at(period,
+				 TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(1)) ?
+				 AK_CALENDAR : PG_GETARG_TIMESTAMPTZ(1),
+				 PG_GETARG_TIMESTAMPTZ(2), span);
+}
+
+/* apikeys.period_start(period text, anchor timestamptz, at timestamptz) */
+Datum
+apikeys_period_start(PG_FUNCTION_ARGS)
+{
+	AkSpan		span;
+
+	period_args(fcinfo, &span);
+	PG_RETURN_TIMESTAMPTZ(span.start);
+}
+
+/* apikeys.period_end(period text, anchor timestamptz, at timestamptz) */
+Datum
+apikeys_period_end(PG_FUNCTION_ARGS)
+{
+	AkSpan		span;
+
+	period_args(fcinfo, &span);
+	PG_RETURN_TIMESTAMPTZ(span.end);
+}

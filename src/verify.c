@@ -1,0 +1,585 @@
+/*-------------------------------------------------------------------------
+ *
+ * verify.c
+ *	  The decision about one presented secret.
+ *
+ * decide() reads like the table of outcomes.  It runs no SPI and no plan,
+ * writes no table and takes no row lock, so that it works in READ ONLY
+ * transactions and a hot key does not queue.  What it consumes stays consumed
+ * whatever becomes of the caller's transaction: the request was made.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/typcache.h"
+
+#include "apikeys.h"
+
+PG_FUNCTION_INFO_V1(apikey_verify);
+
+#define AK_COST_MAX ((int64) 1 << 31)
+
+/* Arguments of apikey_verify(). */
+enum
+{
+	ARG_KEY,
+	ARG_ENDPOINT,
+	ARG_METHOD,
+	ARG_IP_ADDRESS,
+	ARG_COST,
+	ARG_PERMISSIONS,
+	ARG_API_ID,
+	ARG_TAGS,
+	ARG_ON_ABORT,
+	ARG_CHARGES
+};
+
+/* Columns of apikeys.verification. */
+enum
+{
+	OUT_VALID,
+	OUT_CODE,
+	OUT_KEY_ID,
+	OUT_API_ID,
+	OUT_NAME,
+	OUT_USER_ID,
+	OUT_PLAN_ID,
+	OUT_PLAN_NAME,
+	OUT_PERMISSIONS,
+	OUT_METADATA,
+	OUT_CURRENT_USAGE,
+	OUT_LIMIT,
+	OUT_REMAINING,
+	OUT_RESET_TIME,
+	OUT_PERIOD,
+	OUT_RETRY_AFTER,
+	OUT_EXPIRES_AT,
+	OUT_COLUMNS
+};
+
+typedef struct Request
+{
+	NullableDatum secret;
+	const inet *ip_address;		/* NULL: not told */
+	int64		cost;
+	char	   *permission;		/* NULL: none asked for */
+	char	   *api_id;			/* NULL: any */
+	TimestampTz now;
+	AkRecord   *record;
+} Request;
+
+typedef struct Decision
+{
+	AkOutcome	outcome;
+	bool		key_is_known;	/* key and subject are set */
+	AkKey		key;
+	AkSubject	subject;
+	bool		is_metered;		/* span and count are set */
+	AkSpan		span;
+	AkCount		count;
+} Decision;
+
+static const char *const outcome_names[] = {
+	[AK_MALFORMED] = "MALFORMED",
+	[AK_NOT_FOUND] = "NOT_FOUND",
+	[AK_DISABLED] = "DISABLED",
+	[AK_EXPIRED] = "EXPIRED",
+	[AK_FORBIDDEN] = "FORBIDDEN",
+	[AK_INSUFFICIENT_PERMISSIONS] = "INSUFFICIENT_PERMISSIONS",
+	[AK_RATE_LIMITED] = "RATE_LIMITED",
+	[AK_USAGE_EXCEEDED] = "USAGE_EXCEEDED",
+	[AK_VALID] = "VALID",
+};
+
+const char *
+ak_outcome_name(AkOutcome outcome)
+{
+	return outcome_names[outcome];
+}
+
+/* ----- the parts of the decision ----- */
+
+/*
+ * The digest of a presented text, or false if it is no secret.  The size is
+ * looked at before anything is read: a huge or compressed value is never
+ * expanded.
+ */
+static bool
+digest_of(NullableDatum presented, uint8 digest[AK_DIGEST_LEN])
+{
+	text	   *secret;
+	bool		well_formed;
+
+	if (presented.isnull ||
+		toast_raw_datum_size(presented.value) - VARHDRSZ > AK_SECRET_MAX)
+		return false;
+	secret = DatumGetTextPP(presented.value);
+	well_formed = ak_secret_is_well_formed(VARDATA_ANY(secret),
+										   VARSIZE_ANY_EXHDR(secret));
+	if (well_formed)
+		ak_secret_digest(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret), digest);
+	if ((Pointer) secret != DatumGetPointer(presented.value))
+		explicit_bzero(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret));
+	return well_formed;
+}
+
+/* Deleted, and not merely swept after its expiry. */
+static bool
+is_deleted(const AkKey *key)
+{
+	return !key->nulls[AK_KEY_DELETED_AT] &&
+		(key->nulls[AK_KEY_EXPIRES_AT] ||
+		 DatumGetTimestampTz(key->values[AK_KEY_EXPIRES_AT]) >
+		 DatumGetTimestampTz(key->values[AK_KEY_DELETED_AT]));
+}
+
+static bool
+is_switched_off(const Decision *d)
+{
+	return !DatumGetBool(d->key.values[AK_KEY_ENABLED]) ||
+		(d->subject.user.exists && !d->subject.user.is_usable) ||
+		!d->subject.plan.is_usable;
+}
+
+static bool
+is_expired(const AkKey *key, TimestampTz now)
+{
+	return !key->nulls[AK_KEY_EXPIRES_AT] &&
+		DatumGetTimestampTz(key->values[AK_KEY_EXPIRES_AT]) <= now;
+}
+
+static bool
+is_from_allowed_ip(const AkKey *key, const inet *ip_address)
+{
+	Datum	   *networks;
+	int			n;
+
+	if (key->nulls[AK_KEY_ALLOWED_IPS])
+		return true;
+	if (ip_address == NULL)
+		return false;
+	deconstruct_array(DatumGetArrayTypeP(key->values[AK_KEY_ALLOWED_IPS]),
+					  CIDROID, -1, false, TYPALIGN_INT, &networks, NULL, &n);
+	for (int i = 0; i < n; i++)
+		if (DatumGetBool(DirectFunctionCall2(network_subeq,
+											 InetPGetDatum(ip_address),
+											 networks[i])))
+			return true;
+	return false;
+}
+
+static bool
+has_permission(const AkKey *key, const char *permission)
+{
+	Datum	   *held;
+	int			n;
+	Size		length;
+
+	if (permission == NULL)
+		return true;
+	length = strlen(permission);
+	deconstruct_array(DatumGetArrayTypeP(key->values[AK_KEY_PERMISSIONS]),
+					  TEXTOID, -1, false, TYPALIGN_INT, &held, NULL, &n);
+	for (int i = 0; i < n; i++)
+	{
+		const text *name = DatumGetTextPP(held[i]);
+
+		if (VARSIZE_ANY_EXHDR(name) == length &&
+			memcmp(VARDATA_ANY(name), permission, length) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Charge the request to its subject.  A standby has no meter: what is
+ * unlimited goes on there unmetered, a quota cannot be decided.
+ */
+static AkOutcome
+meter(const Request *request, Decision *d)
+{
+	const AkCatalog *catalog = ak_catalog();
+	int64		limit = d->subject.plan.max_requests;
+	MeterKey	key;
+	bool		admitted;
+
+	if (RecoveryInProgress())
+	{
+		if (limit < 0)
+			return AK_VALID;
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot meter a quota during recovery"),
+				 errdetail("Plan \"%s\" limits the requests of the key, and counts are kept on the primary.",
+						   d->subject.plan.id),
+				 errhint("Verify keys with a quota on the primary server.")));
+	}
+
+	ak_period_at(d->subject.plan.period, d->subject.anchor,
+				 ak_database_clock(catalog->db, request->now), &d->span);
+	ak_meter_key(&key, catalog, &d->subject, d->span.start);
+	d->is_metered = true;
+	if (request->cost == 0)
+	{
+		ak_meter_peek(&key, limit, &d->count);
+		return AK_VALID;
+	}
+	request->record->outcome = AK_VALID;
+	admitted = ak_meter_charge(&key, limit, request->cost, request->record,
+							   &d->count);
+	return admitted ? AK_VALID : AK_USAGE_EXCEEDED;
+}
+
+/* The outcome: the first reason to refuse that holds, or VALID. */
+static AkOutcome
+decide(const Request *request, Decision *d)
+{
+	uint8		digest[AK_DIGEST_LEN];
+
+	if (!digest_of(request->secret, digest))
+		return AK_MALFORMED;
+
+	if (!ak_key_by_digest(digest, request->now, &d->key))
+		return AK_NOT_FOUND;
+	if (is_deleted(&d->key))
+		return AK_NOT_FOUND;
+	if (request->api_id != NULL && strcmp(request->api_id, d->key.api_id) != 0)
+		return AK_NOT_FOUND;
+
+	d->key_is_known = true;
+	request->record->key_id = d->key.id;
+	ak_subject_of_key(&d->key, &d->subject);
+
+	if (is_switched_off(d))
+		return AK_DISABLED;
+	if (is_expired(&d->key, request->now))
+		return AK_EXPIRED;
+	if (!is_from_allowed_ip(&d->key, request->ip_address))
+		return AK_FORBIDDEN;
+	if (!has_permission(&d->key, request->permission))
+		return AK_INSUFFICIENT_PERMISSIONS;
+	return meter(request, d);
+}
+
+/*
+ * Remember what meter() has not: denials, and what needs no record.
+ */
+static void
+remember(const Request *request, const Decision *d)
+{
+	AkDatabase *db = ak_catalog()->db;
+
+	if (d->outcome == AK_VALID && d->is_metered && request->cost > 0)
+		return;					/* with the charge */
+	request->record->outcome = d->outcome;
+	if (!d->key_is_known || request->cost == 0 || request->record->touch_only)
+		ak_history_count(db, d->outcome);
+	else if (RecoveryInProgress())
+		ak_history_count_standby(db, d->outcome);
+	else
+		ak_history_remember(db, request->record);
+}
+
+/* ----- arguments ----- */
+
+static char *
+text_arg(FunctionCallInfo fcinfo, int arg)
+{
+	return PG_ARGISNULL(arg) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(arg));
+}
+
+static int64
+cost_arg(FunctionCallInfo fcinfo)
+{
+	int64		cost;
+
+	if (PG_ARGISNULL(ARG_COST))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("cost must not be null")));
+	cost = PG_GETARG_INT64(ARG_COST);
+	if (cost < 0 || cost > AK_COST_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cost must be between 0 and %lld",
+						(long long) AK_COST_MAX)));
+	return cost;
+}
+
+static char *
+permission_arg(FunctionCallInfo fcinfo)
+{
+	char	   *permission = text_arg(fcinfo, ARG_PERMISSIONS);
+
+	if (permission == NULL)
+		return NULL;
+	if (permission[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("permissions must not be empty"),
+				 errhint("Leave it out to ask for none.")));
+	if (strpbrk(permission, " \t\r\n()&|!*,") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("permission expressions are not supported"),
+				 errhint("Ask for one permission by its name.")));
+	return permission;
+}
+
+/* Arguments that are declared, but of which only the default is there yet. */
+static void
+refuse_unsupported(FunctionCallInfo fcinfo)
+{
+	char	   *on_abort = text_arg(fcinfo, ARG_ON_ABORT);
+
+	if (on_abort == NULL || strcmp(on_abort, "keep") != 0)
+	{
+		if (on_abort != NULL && strcmp(on_abort, "refund") == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("refunds on abort are not supported"),
+					 errhint("Use on_abort => 'keep'.")));
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unrecognized value of on_abort"),
+				 errhint("Use on_abort => 'keep'.")));
+	}
+	if (!PG_ARGISNULL(ARG_CHARGES))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("charges by limit are not supported"),
+				 errhint("Use cost for the plan's quota.")));
+}
+
+/* Append a text to a record, cut at a character. */
+static int
+append_text(AkRecord *record, Size *used, FunctionCallInfo fcinfo, int arg,
+			int max)
+{
+	text	   *t;
+	int			length;
+
+	if (PG_ARGISNULL(arg))
+		return -1;
+	t = PG_GETARG_TEXT_PP(arg);
+	length = VARSIZE_ANY_EXHDR(t);
+	if (length > max)
+		length = pg_mbcliplen(VARDATA_ANY(t), length, max);
+	memcpy(record->data + *used, VARDATA_ANY(t), length);
+	*used += length;
+	return length;
+}
+
+/* Append the tags, each as its length and its bytes. */
+static void
+append_tags(AkRecord *record, Size *used, FunctionCallInfo fcinfo)
+{
+	Size		begin = *used;
+	Datum	   *tags;
+	bool	   *nulls;
+	int			n;
+
+	record->ntags = -1;
+	record->tags_len = 0;
+	if (PG_ARGISNULL(ARG_TAGS))
+		return;
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_TAGS), TEXTOID, -1, false,
+					  TYPALIGN_INT, &tags, &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		text	   *tag;
+		Size		length;
+		uint16		prefix;
+
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("tags must not contain nulls")));
+		tag = DatumGetTextPP(tags[i]);
+		length = VARSIZE_ANY_EXHDR(tag);
+		if (*used - begin + sizeof(prefix) + length > AK_TAGS_MAX)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("tags are too long"),
+					 errdetail("All tags together, and two bytes for each, take at most %d bytes.",
+							   AK_TAGS_MAX)));
+		prefix = length;
+		memcpy(record->data + *used, &prefix, sizeof(prefix));
+		memcpy(record->data + *used + sizeof(prefix), VARDATA_ANY(tag), length);
+		*used += sizeof(prefix) + length;
+	}
+	record->ntags = n;
+	record->tags_len = *used - begin;
+}
+
+/*
+ * Prepare the history record, all but its key and its outcome.  With history
+ * off it only carries the time of use to the worker.
+ */
+static void
+prepare_record(AkRecord *record, const Request *request,
+			   FunctionCallInfo fcinfo)
+{
+	Size		used = 0;
+
+	memset(record, 0, offsetof(AkRecord, data));
+	record->timestamp = request->now;
+	record->cost = request->cost;
+	record->touch_only = !ak_history;
+
+	record->ip_len = -1;
+	if (request->ip_address != NULL)
+	{
+		record->ip_len = VARSIZE_ANY_EXHDR(request->ip_address);
+		memcpy(record->data, VARDATA_ANY(request->ip_address), record->ip_len);
+		used += record->ip_len;
+	}
+	record->method_len = append_text(record, &used, fcinfo, ARG_METHOD,
+									 AK_METHOD_MAX);
+	record->endpoint_len = append_text(record, &used, fcinfo, ARG_ENDPOINT,
+									   AK_ENDPOINT_MAX);
+	append_tags(record, &used, fcinfo);
+	record->length = MAXALIGN(offsetof(AkRecord, data) +
+							  (record->touch_only ? 0 : used));
+}
+
+/* ----- the answer ----- */
+
+static Datum
+seconds_until(TimestampTz then, TimestampTz now)
+{
+	Interval   *interval = palloc0(sizeof(Interval));
+
+	interval->time = Max(then - now, 0);
+	return DirectFunctionCall1(interval_justify_hours,
+							   IntervalPGetDatum(interval));
+}
+
+static void
+set_text(Datum *values, bool *nulls, int column, const char *value)
+{
+	nulls[column] = value == NULL || value[0] == '\0';
+	if (!nulls[column])
+		values[column] = CStringGetTextDatum(value);
+}
+
+static void
+set_from_key(Datum *values, bool *nulls, int column, const AkKey *key,
+			 AkKeyColumn from)
+{
+	values[column] = key->values[from];
+	nulls[column] = key->nulls[from];
+}
+
+static Datum
+answer(FunctionCallInfo fcinfo, const Request *request, const Decision *d)
+{
+	TupleDesc	desc = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
+	Datum		values[OUT_COLUMNS] = {0};
+	bool		nulls[OUT_COLUMNS];
+	Datum		result;
+
+	if (desc->natts != OUT_COLUMNS)
+		elog(ERROR, "unexpected number of columns in apikeys.verification");
+	memset(nulls, true, sizeof(nulls));
+
+	values[OUT_VALID] = BoolGetDatum(d->outcome == AK_VALID);
+	nulls[OUT_VALID] = false;
+	set_text(values, nulls, OUT_CODE, ak_outcome_name(d->outcome));
+
+	if (d->key_is_known)
+	{
+		const AkKey *key = &d->key;
+
+		set_from_key(values, nulls, OUT_KEY_ID, key, AK_KEY_ID);
+		set_from_key(values, nulls, OUT_API_ID, key, AK_KEY_API_ID);
+		set_from_key(values, nulls, OUT_NAME, key, AK_KEY_NAME);
+		set_from_key(values, nulls, OUT_USER_ID, key, AK_KEY_USER_ID);
+		set_from_key(values, nulls, OUT_PERMISSIONS, key, AK_KEY_PERMISSIONS);
+		set_from_key(values, nulls, OUT_METADATA, key, AK_KEY_METADATA);
+		set_from_key(values, nulls, OUT_EXPIRES_AT, key, AK_KEY_EXPIRES_AT);
+		set_text(values, nulls, OUT_PLAN_ID, d->subject.plan.id);
+		set_text(values, nulls, OUT_PLAN_NAME, d->subject.plan.name);
+	}
+	if (d->is_metered)
+	{
+		int64		limit = d->subject.plan.max_requests;
+
+		values[OUT_CURRENT_USAGE] = Int64GetDatum(d->count.billed);
+		nulls[OUT_CURRENT_USAGE] = false;
+		values[OUT_RESET_TIME] = TimestampTzGetDatum(d->span.end);
+		nulls[OUT_RESET_TIME] = false;
+		set_text(values, nulls, OUT_PERIOD,
+				 ak_period_name(d->subject.plan.period));
+		if (limit >= 0)
+		{
+			values[OUT_LIMIT] = Int64GetDatum(limit);
+			nulls[OUT_LIMIT] = false;
+			values[OUT_REMAINING] = Int64GetDatum(Max(limit - d->count.charged, 0));
+			nulls[OUT_REMAINING] = false;
+		}
+		/* Waiting helps only if the request fits in an empty period. */
+		if (d->outcome == AK_USAGE_EXCEEDED && request->cost <= limit)
+		{
+			values[OUT_RETRY_AFTER] = seconds_until(d->span.end, request->now);
+			nulls[OUT_RETRY_AFTER] = false;
+		}
+	}
+	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+	ReleaseTupleDesc(desc);
+	return result;
+}
+
+/*
+ * apikey_verify(key text, endpoint text, method text, ip_address inet,
+ *				 cost bigint, permissions text, api_id text, tags text[],
+ *				 on_abort text, charges jsonb) -> apikeys.verification
+ *
+ * Decide about a secret and consume "cost" (0 to 2^31 requests) if it is
+ * valid.  Always answers one row.
+ *
+ * Errors: 22004 and 22023 for arguments, 0A000 for what is not supported, 25006
+ * for a quota on a standby, 53000 if the worker does not keep up.
+ */
+Datum
+apikey_verify(PG_FUNCTION_ARGS)
+{
+	union
+	{
+		AkRecord	record;
+		char		space[AK_RECORD_MAX];
+	}			record;
+	Request		request;
+	Decision	decision;
+
+	refuse_unsupported(fcinfo);
+	request.secret = fcinfo->args[ARG_KEY];
+	request.ip_address = PG_ARGISNULL(ARG_IP_ADDRESS) ? NULL :
+		PG_GETARG_INET_PP(ARG_IP_ADDRESS);
+	request.cost = cost_arg(fcinfo);
+	request.permission = permission_arg(fcinfo);
+	request.api_id = text_arg(fcinfo, ARG_API_ID);
+	request.now = GetCurrentTimestamp();
+	request.record = &record.record;
+	prepare_record(request.record, &request, fcinfo);
+
+	/* An open transaction sees no invalidation otherwise. */
+	AcceptInvalidationMessages();
+
+	decision.key_is_known = false;
+	decision.is_metered = false;
+	decision.outcome = decide(&request, &decision);
+	remember(&request, &decision);
+	PG_RETURN_DATUM(answer(fcinfo, &request, &decision));
+}

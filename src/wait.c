@@ -1,0 +1,88 @@
+/*-------------------------------------------------------------------------
+ *
+ * wait.c
+ *	  Wait until a database's worker has done something.
+ *
+ *		ak_wait_begin(&wait, db, timeout);
+ *		while (!condition)
+ *			if (!ak_wait_once(&wait))
+ *				ak_wait_failed(&wait);
+ *		ak_wait_end(&wait);
+ *
+ * No lock may be held.  The first call of ak_wait_once() only announces the
+ * wait, so that the condition is looked at once more and no wake-up is lost.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "commands/dbcommands.h"
+#include "miscadmin.h"
+#include "utils/wait_event.h"
+
+#include "apikeys.h"
+
+void
+ak_wait_begin(AkWait *wait, AkDatabase *db, int timeout_ms)
+{
+	wait->db = db;
+	wait->prepared = false;
+	wait->timeout_ms = timeout_ms;
+}
+
+/*
+ * Sleep until something has changed.  False: the time is over.
+ */
+bool
+ak_wait_once(AkWait *wait)
+{
+	static uint32 wait_event = 0;
+	long		left;
+
+	if (!wait->prepared)
+	{
+		ConditionVariablePrepareToSleep(&wait->db->changed);
+		wait->prepared = true;
+		wait->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 wait->timeout_ms);
+		return true;
+	}
+	if (wait_event == 0)
+		wait_event = ak_wait_event("ApikeysWorker");
+	left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   wait->deadline);
+	if (left <= 0)
+		return false;
+	ak_nudge(wait->db);
+	ConditionVariableTimedSleep(&wait->db->changed, left, wait_event);
+	return true;
+}
+
+void
+ak_wait_end(AkWait *wait)
+{
+	if (wait->prepared)
+		ConditionVariableCancelSleep();
+	wait->prepared = false;
+}
+
+/* A decision that cannot be made is an error, never a yes. */
+void
+ak_wait_failed(AkWait *wait)
+{
+	bool		attached = wait->db->worker != NULL;
+
+	ak_wait_end(wait);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+			 errmsg("the meter could not admit the request within %d ms",
+					wait->timeout_ms),
+			 attached ?
+			 errdetail("The apikeys worker of this database did not make room in time.") :
+			 errdetail("No apikeys worker is attached to this database."),
+			 attached ?
+			 errhint("See the server log for errors of the worker; \"%s\" may be too small.",
+					 "apikeys.max_tracked_keys") :
+			 errhint("See the server log; \"%s\" may be too small.",
+					 "max_worker_processes")));
+}

@@ -1,0 +1,357 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  The background worker of one database.
+ *
+ * Attaches to the database's slot, opens the meter, and then at every interval
+ * makes counts and history durable, until it has been idle for a while, the
+ * server stops, or somebody needs the database for himself.  Before it leaves
+ * it closes the meter, so that nothing is admitted that nobody writes down;
+ * the next verification has a worker started and waits for it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/procarray.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/wait_event.h"
+
+#include "worker.h"
+
+/* Why a worker leaves; in order of how much it still waits for. */
+typedef enum Leave
+{
+	STAY,
+	LEAVE_IDLE,					/* nothing to do: stay if somebody comes */
+	LEAVE_NOW					/* shutdown, or asked to step aside */
+} Leave;
+
+static AkDatabase *my_db = NULL;
+
+/*
+ * Run a transaction with SPI connected.  False if it has failed: the error is
+ * in the server log, and the worker goes on.
+ */
+bool
+ak_worker_transaction(AkTransaction body, void *arg)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool ok = true;
+
+	PG_TRY();
+	{
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		SPI_connect();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (!ak_catalog_exists() || ak_catalog()->db != my_db)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("extension \"apikeys\" was dropped from the database")));
+		body(arg);
+		SPI_finish();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		AbortCurrentTransaction();
+		FlushErrorState();
+		RESUME_INTERRUPTS();
+		ok = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	if (!ok && my_db != NULL)
+		my_db->flush_failures++;
+	pgstat_report_stat(false);
+	return ok;
+}
+
+/*
+ * What ALTER DATABASE or ALTER ROLE may have set must not keep the worker from
+ * its work, nor decide whose functions it calls.
+ */
+static void
+override_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"session_replication_role", "origin"},
+		{"synchronous_commit", "on"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "2s"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"row_security", "off"},
+		{"zero_damaged_pages", "off"},
+		{"DateStyle", "ISO, YMD"},
+		{"IntervalStyle", "postgres"},
+		{"TimeZone", "UTC"},
+		{"application_name", "apikeys worker"},
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
+						PGC_S_OVERRIDE);
+}
+
+/* ----- attaching and leaving ----- */
+
+static void
+detach(int code, Datum arg)
+{
+	if (my_db == NULL)
+		return;
+	my_db->open = false;
+	my_db->worker_awake = false;
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	if (my_db->worker == MyProc)
+		my_db->worker = NULL;
+	if (ak_shared->launcher != NULL)
+		SetLatch(&ak_shared->launcher->procLatch);
+	LWLockRelease(ak_shared->control);
+	ConditionVariableBroadcast(&my_db->changed);
+	my_db = NULL;
+}
+
+/* Find the database's slot.  NULL if the extension is not installed. */
+static AkDatabase *
+find_slot(void)
+{
+	AkDatabase *db = NULL;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (ak_catalog_exists())
+	{
+		db = ak_catalog()->db;
+		ak_database_forget(MyDatabaseId, db->extension);
+	}
+	else
+		ak_database_forget(MyDatabaseId, InvalidOid);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	return db;
+}
+
+/* Become the database's worker.  False if it has one, or wants none now. */
+static bool
+attach(AkDatabase *db)
+{
+	bool		attached;
+
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	attached = db->worker == NULL && db->held_by == 0;
+	if (attached)
+	{
+		db->worker = MyProc;
+		db->step_aside = false;
+		my_db = db;
+	}
+	LWLockRelease(ak_shared->control);
+	return attached;
+}
+
+/* Whether somebody has called since the last time this was asked. */
+static bool
+was_called(void)
+{
+	bool		called;
+
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	called = my_db->worker_wanted;
+	my_db->worker_wanted = false;
+	LWLockRelease(ak_shared->control);
+	return called;
+}
+
+/* Detach, unless somebody has called: false. */
+static bool
+leave(Leave why)
+{
+	if (why == LEAVE_IDLE && was_called())
+		return false;
+	detach(0, (Datum) 0);
+	return true;
+}
+
+/* The extension was dropped: nobody will ask for these counts. */
+static bool
+is_orphaned(void)
+{
+	bool		orphaned;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	orphaned = !ak_catalog_exists() || ak_catalog()->db != my_db;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	return orphaned;
+}
+
+/* ----- the main loop ----- */
+
+typedef struct Schedule
+{
+	TimestampTz next_flush;
+	TimestampTz next_sweep;
+	TimestampTz busy_until;		/* then the worker is idle */
+} Schedule;
+
+static bool
+has_work(AkFlush *flush)
+{
+	return my_db->urgent || !ak_flush_is_clean(flush) ||
+		!ak_history_is_empty(my_db);
+}
+
+static void
+flush_interval(AkFlush *flush, Schedule *schedule, TimestampTz now)
+{
+	bool		worked = has_work(flush);
+
+	if (worked)
+	{
+		pgstat_report_activity(STATE_RUNNING, "flushing");
+		(void) ak_flush_counts(flush, AK_PASS_INTERVAL);
+		(void) ak_flush_history(my_db);
+		ak_write_uses();
+		my_db->last_flush = GetCurrentTimestamp();
+		schedule->busy_until = now + ak_worker_idle_timeout * USECS_PER_SEC;
+	}
+	schedule->next_flush = now + ak_flush_interval * INT64CONST(1000);
+}
+
+static void
+sweep_interval(Schedule *schedule, TimestampTz now)
+{
+	pgstat_report_activity(STATE_RUNNING, "maintaining");
+	ak_maintain();
+	schedule->next_sweep = now + ak_sweep_interval * USECS_PER_SEC;
+}
+
+/*
+ * Sleep until the next interval, or until something is to be done.  A worker
+ * with nothing to flush first says that it sleeps, then looks once more: who
+ * adds work after that wakes it (ak_nudge_if_asleep).
+ */
+static void
+sleep_until_due(AkFlush *flush, const Schedule *schedule)
+{
+	static uint32 wait_event = 0;
+	TimestampTz until = schedule->next_flush;
+
+	if (wait_event == 0)
+		wait_event = ak_wait_event("ApikeysWorkerMain");
+	my_db->worker_awake = false;
+	pg_memory_barrier();
+	if (has_work(flush))
+		my_db->worker_awake = true;
+	else
+		until = Min(schedule->next_sweep, schedule->busy_until);
+
+	pgstat_report_activity(STATE_IDLE, NULL);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+														 until), 0),
+					 wait_event);
+	ResetLatch(MyLatch);
+	my_db->worker_awake = true;
+}
+
+/* Flush at every interval until there is a reason to leave. */
+static Leave
+serve(AkFlush *flush)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Schedule	schedule = {
+		.next_flush = now,
+		.next_sweep = now + ak_sweep_interval * USECS_PER_SEC,
+		.busy_until = now + ak_worker_idle_timeout * USECS_PER_SEC
+	};
+
+	my_db->worker_awake = true;
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (ShutdownRequestPending || my_db->step_aside)
+			return LEAVE_NOW;
+
+		now = GetCurrentTimestamp();
+		if (my_db->urgent)
+			(void) ak_flush_counts(flush, AK_PASS_URGENT);
+		if (now >= schedule.next_flush)
+			flush_interval(flush, &schedule, now);
+		if (now >= schedule.next_sweep)
+			sweep_interval(&schedule, now);
+		if (now >= schedule.busy_until && !has_work(flush))
+			return LEAVE_IDLE;
+		if (is_orphaned())
+			return LEAVE_NOW;
+		sleep_until_due(flush, &schedule);
+	}
+}
+
+void
+ak_worker_main(Datum arg)
+{
+	AkDatabase *db;
+	AkFlush    *flush;
+	Leave		why = STAY;
+
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(AK_WORKER_DATABASE(arg),
+											  InvalidOid, 0);
+	override_settings();
+
+	db = find_slot();
+	if (db == NULL || !attach(db))
+		proc_exit(0);
+	before_shmem_exit(detach, (Datum) 0);
+
+	ak_maintain();
+	if (AK_WORKER_IS_VISIT(arg) && leave(LEAVE_IDLE))
+		proc_exit(0);
+
+	flush = ak_flush_create(db);
+	do
+	{
+		(void) was_called();
+		if (!ak_flush_open(db))
+			proc_exit(1);
+		why = serve(flush);
+		if (is_orphaned())
+		{
+			ak_database_release(db);
+			my_db = NULL;
+			proc_exit(0);
+		}
+		pgstat_report_activity(STATE_RUNNING, "closing");
+		if (!ak_flush_close(flush))
+			proc_exit(1);
+	} while (!leave(why));
+	proc_exit(0);
+}

@@ -1,0 +1,53 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *	  What the files that run in a database's worker share.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef APIKEYS_WORKER_H
+#define APIKEYS_WORKER_H
+
+#include "apikeys.h"
+
+/*
+ * bgw_main_arg of a worker: the database, and whether it only comes to tidy
+ * up.
+ */
+#define AK_WORKER_ARG(dboid, visit) \
+	Int64GetDatum((int64) (dboid) | ((visit) ? (int64) 1 << 32 : 0))
+#define AK_WORKER_DATABASE(arg) ((Oid) (DatumGetInt64(arg) & PG_UINT32_MAX))
+#define AK_WORKER_IS_VISIT(arg) ((DatumGetInt64(arg) >> 32) != 0)
+
+typedef void (*AkTransaction) (void *arg);
+
+extern bool ak_worker_transaction(AkTransaction body, void *arg);
+
+/* flush.c */
+typedef struct AkFlush AkFlush;
+
+extern AkFlush *ak_flush_create(AkDatabase *db);
+typedef enum AkPass
+{
+	AK_PASS_URGENT,				/* only ceilings that were asked for */
+	AK_PASS_INTERVAL,			/* all that is due at an interval */
+	AK_PASS_CLOSING				/* all, exactly as it is */
+} AkPass;
+
+extern bool ak_flush_counts(AkFlush *flush, AkPass pass);
+extern bool ak_flush_is_clean(AkFlush *flush);
+extern bool ak_flush_open(AkDatabase *db);
+extern bool ak_flush_close(AkFlush *flush);
+extern bool ak_flush_history(AkDatabase *db);
+
+/* copy.c */
+extern void ak_copy_history(const AkRecord **records, int n);
+
+/* maintain.c */
+extern void ak_maintain(void);
+
+/* last_used.c */
+extern void ak_note_use(const pg_uuid_t *key_id, TimestampTz at);
+extern void ak_write_uses(void);
+
+#endif							/* APIKEYS_WORKER_H */
