@@ -87,6 +87,7 @@ database_to_empty(Node *stmt)
 	{
 		ListCell   *lc;
 
+		name = "template1";
 		foreach(lc, ((CreatedbStmt *) stmt)->options)
 		{
 			DefElem    *option = lfirst(lc);
@@ -130,6 +131,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	{
 		ak_database_hold(dboid);
 		next(pstmt, query, read_only_tree, context, params, env, dest, qc);
+		if (IsA(stmt, DropdbStmt))
+			ak_database_forget(dboid, InvalidOid);
 	}
 	PG_FINALLY();
 	{

@@ -167,6 +167,7 @@ typedef struct AkDatabase
 	bool		open;
 	bool		worker_awake;	/* the worker looks by itself; see ak_nudge */
 	bool		urgent;			/* somebody waits for a ceiling; no lock */
+	bool		history_urgent; /* the history buffer fills up; no lock */
 	bool		incarnation_open;	/* begun, not ended; the worker's own */
 	bool		stalled;		/* a wait for history space has timed out; no
 								 * lock, a hint only */

@@ -240,15 +240,14 @@ ak_nudge(AkDatabase *db)
 }
 
 /*
- * The same, unless the worker looks by itself at its next interval.  To be
- * called after the work was made visible: a worker about to sleep first says
+ * The same, unless the worker looks by itself soon enough.  To be called after the work was made visible: a worker about to sleep first says
  * so, then looks again.
  */
 void
 ak_nudge_if_asleep(AkDatabase *db)
 {
 	pg_memory_barrier();
-	if (!db->worker_awake)
+	if (!db->worker_awake || db->history_urgent)
 		ak_nudge(db);
 }
 

@@ -5,7 +5,7 @@
  *
  * A row of apikeys.usage is written when its ceiling has to move, when its
  * subject has gone idle, on first use, and every tenth interval while it is
- * busy; not at every flush, which would bloat the table.
+ * busy (a pass is half an interval); not at every flush, which would bloat the table.
  *
  * A ceiling in memory is lowered before the row is written and raised after
  * the commit, so that what is admitted is durable at any moment.  The
@@ -31,8 +31,8 @@
 /* Rows of one transaction. */
 #define BATCH 2000
 
-/* A busy subject's row is written at least this often, in intervals. */
-#define BUSY_PASSES 10
+/* A busy subject's row is written at least this often, in passes. */
+#define BUSY_PASSES 20
 
 /* A count that the worker looks after until it is clean. */
 typedef struct Tracked
@@ -483,6 +483,8 @@ ak_flush_history(AkDatabase *db)
 	Collected	collected = {.capacity = 1024};
 	AkLanePosition ends[AK_LANES];
 
+	db->history_urgent = false;
+	pg_memory_barrier();
 	collected.records = palloc(collected.capacity * sizeof(AkRecord *));
 	for (int i = 0; i < AK_LANES; i++)
 		ak_history_read(db, i, &ends[i], collect, &collected);

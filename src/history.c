@@ -101,15 +101,20 @@ my_lane(void)
 	return MyProcPid % AK_LANES;
 }
 
-/* Make room for a record at the lane's end.  The caller holds the lane. */
+/*
+ * Make room for a record at the lane's end.  The caller holds the lane.  Once
+ * half of the buffer is in use, the worker shall not wait for its interval.
+ */
 static bool
-lane_has_room(AkLane *lane, uint32 length)
+lane_has_room(AkDatabase *db, AkLane *lane, uint32 length)
 {
 	uint32		fresh;
 
 	if (lane->tail != AK_NONE &&
 		chunk_at(lane->tail)->used + length <= sizeof(chunk_at(0)->data))
 		return true;
+	if (ak_shared->nfree_chunks < chunk_count() / 2)
+		db->history_urgent = true;
 	fresh = allocate_chunk();
 	if (fresh == AK_NONE)
 		return false;
@@ -136,7 +141,7 @@ ak_history_append(AkDatabase *db, const AkRecord *record, bool may_drop)
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	if (!db->open)
 		result = AK_CLOSED;
-	else if (lane_has_room(lane, record->length))
+	else if (lane_has_room(db, lane, record->length))
 	{
 		Chunk	   *chunk = chunk_at(lane->tail);
 

@@ -35,7 +35,10 @@
 
 #include "worker.h"
 
-/* A worker is started again no sooner than this after its last start, in ms. */
+/*
+ * A worker is started again no sooner than this after its last start, in ms:
+ * one that cannot do its work must not be started over and over.
+ */
 #define RETRY_MS 1000
 
 /* What the launcher knows of a slot's worker; lives in its own memory. */
@@ -178,7 +181,7 @@ start_wanted(void)
 		if (!OidIsValid(dboid) || !is_over(&started[i].handle))
 			continue;
 		since = TimestampDifferenceMilliseconds(started[i].at, now);
-		if (since < RETRY_MS && ak_shared->databases[i].flush_failures > 0)
+		if (since < RETRY_MS)
 		{
 			again = RETRY_MS - since;
 			continue;

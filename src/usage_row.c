@@ -11,8 +11,9 @@
  *
  * A count that has a closed incarnation's row, or none, may also have been used
  * by a later incarnation that crashed before its first write: then one headroom
- * is added, which is as much as could be admitted without a row.  What a crash
- * adds is charged, not billed.
+ * is added, which is as much as could be admitted without a row.  (A subject
+ * that was made after the crash is spared.)  What a crash adds is charged, not
+ * billed.
  *
  *-------------------------------------------------------------------------
  */
@@ -124,6 +125,23 @@ crash_horizon(const AkCatalog *catalog)
 }
 
 /*
+ * When a subject was made, or long ago if its id does not tell: ids are uuids
+ * of version 7, which begin with the time in milliseconds.
+ */
+static TimestampTz
+made_at(const pg_uuid_t *id)
+{
+	int64		milliseconds = 0;
+
+	if (id->data[6] >> 4 != 7)
+		return DT_NOBEGIN;
+	for (int i = 0; i < 6; i++)
+		milliseconds = milliseconds << 8 | id->data[i];
+	return milliseconds * 1000 -
+		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+}
+
+/*
  * Read a count into entry->charged, lost, ceiling and written.  False if there
  * is no row.  The caller holds no lock, and sees to it that no newer count is
  * in memory.
@@ -180,7 +198,8 @@ ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry)
 	else
 	{
 		entry->written = AK_UNWRITTEN;
-		entry->charged = crash_horizon(catalog) > key->period_start ? headroom : 0;
+		entry->charged = crash_horizon(catalog) >
+			Max(key->period_start, made_at(&key->subject_id)) ? headroom : 0;
 		entry->ceiling = headroom;
 		entry->lost = entry->charged;
 	}

@@ -99,6 +99,7 @@ override_settings(void)
 		{"lock_timeout", "2s"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"row_security", "off"},
+		{"standard_conforming_strings", "on"},
 		{"zero_damaged_pages", "off"},
 		{"DateStyle", "ISO, YMD"},
 		{"IntervalStyle", "postgres"},
@@ -207,9 +208,16 @@ is_orphaned(void)
 
 /* ----- the main loop ----- */
 
+/*
+ * Counts are looked at twice an interval, so that one that has gone idle is
+ * found, and exact in apikeys.usage, within an interval and a half.
+ */
+#define COUNTS_PER_INTERVAL 2
+
 typedef struct Schedule
 {
-	TimestampTz next_flush;
+	TimestampTz next_counts;
+	TimestampTz next_history;
 	TimestampTz next_sweep;
 	TimestampTz busy_until;		/* then the worker is idle */
 } Schedule;
@@ -217,25 +225,34 @@ typedef struct Schedule
 static bool
 has_work(AkFlush *flush)
 {
-	return my_db->urgent || !ak_flush_is_clean(flush) ||
+	return my_db->urgent || my_db->history_urgent || !ak_flush_is_clean(flush) ||
 		!ak_history_is_empty(my_db);
 }
 
 static void
-flush_interval(AkFlush *flush, Schedule *schedule, TimestampTz now)
+flush_counts_due(AkFlush *flush, Schedule *schedule, TimestampTz now)
 {
-	bool		worked = has_work(flush);
-
-	if (worked)
+	if (has_work(flush))
 	{
-		pgstat_report_activity(STATE_RUNNING, "flushing");
+		pgstat_report_activity(STATE_RUNNING, "flushing counts");
 		(void) ak_flush_counts(flush, AK_PASS_INTERVAL);
-		(void) ak_flush_history(my_db);
-		ak_write_uses();
 		my_db->last_flush = GetCurrentTimestamp();
 		schedule->busy_until = now + ak_worker_idle_timeout * USECS_PER_SEC;
 	}
-	schedule->next_flush = now + ak_flush_interval * INT64CONST(1000);
+	schedule->next_counts = now +
+		ak_flush_interval * INT64CONST(1000) / COUNTS_PER_INTERVAL;
+}
+
+static void
+flush_history_due(Schedule *schedule, TimestampTz now)
+{
+	if (!ak_history_is_empty(my_db))
+	{
+		pgstat_report_activity(STATE_RUNNING, "flushing history");
+		(void) ak_flush_history(my_db);
+		ak_write_uses();
+	}
+	schedule->next_history = now + ak_flush_interval * INT64CONST(1000);
 }
 
 static void
@@ -255,7 +272,7 @@ static void
 sleep_until_due(AkFlush *flush, const Schedule *schedule)
 {
 	static uint32 wait_event = 0;
-	TimestampTz until = schedule->next_flush;
+	TimestampTz until = schedule->next_counts;
 
 	if (wait_event == 0)
 		wait_event = ak_wait_event("ApikeysWorkerMain");
@@ -281,7 +298,8 @@ serve(AkFlush *flush)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Schedule	schedule = {
-		.next_flush = now,
+		.next_counts = now,
+		.next_history = now,
 		.next_sweep = now + ak_sweep_interval * USECS_PER_SEC,
 		.busy_until = now + ak_worker_idle_timeout * USECS_PER_SEC
 	};
@@ -295,20 +313,20 @@ serve(AkFlush *flush)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
-		if (ShutdownRequestPending || my_db->step_aside)
+		if (ShutdownRequestPending || my_db->step_aside || is_orphaned())
 			return LEAVE_NOW;
 
 		now = GetCurrentTimestamp();
 		if (my_db->urgent)
 			(void) ak_flush_counts(flush, AK_PASS_URGENT);
-		if (now >= schedule.next_flush)
-			flush_interval(flush, &schedule, now);
+		if (now >= schedule.next_counts)
+			flush_counts_due(flush, &schedule, now);
+		if (now >= schedule.next_history || my_db->history_urgent)
+			flush_history_due(&schedule, now);
 		if (now >= schedule.next_sweep)
 			sweep_interval(&schedule, now);
 		if (now >= schedule.busy_until && !has_work(flush))
 			return LEAVE_IDLE;
-		if (is_orphaned())
-			return LEAVE_NOW;
 		sleep_until_due(flush, &schedule);
 	}
 }

@@ -172,18 +172,18 @@ REVOKE EXECUTE ON FUNCTION apikeys.key_conditions(text, text, text, jsonb, uuid,
 
 -- Reading.
 
-CREATE FUNCTION apikey_get(id uuid) RETURNS SETOF apikeys.key_objects
+CREATE FUNCTION @extschema@.apikey_get(id uuid) RETURNS SETOF apikeys.key_objects
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT k.* FROM apikeys.key_objects k WHERE k.id = apikey_get.id
 $$;
-COMMENT ON FUNCTION apikey_get(uuid) IS
+COMMENT ON FUNCTION @extschema@.apikey_get(uuid) IS
 'Get a key by its id.
 A deleted key is shown with the status "deleted" until it is purged; an unknown id gives no row.';
-REVOKE EXECUTE ON FUNCTION apikey_get(uuid) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_get(uuid) FROM PUBLIC;
 
-CREATE FUNCTION apikey_list(user_id text = NULL, plan_id text = NULL,
+CREATE FUNCTION @extschema@.apikey_list(user_id text = NULL, plan_id text = NULL,
     api_id text = NULL, metadata jsonb = NULL, page_size int = 100,
     page_offset int = 0, after uuid = NULL, include_deleted boolean = false)
 RETURNS SETOF apikeys.key_objects
@@ -203,13 +203,13 @@ BEGIN
               apikey_list.page_offset;
 END
 $$;
-COMMENT ON FUNCTION apikey_list(text, text, text, jsonb, int, int, uuid, boolean) IS
+COMMENT ON FUNCTION @extschema@.apikey_list(text, text, text, jsonb, int, int, uuid, boolean) IS
 'List keys, oldest first.
 user_id, plan_id (the key''s own) and api_id select by equality, metadata by containment; NULL is no filter. A page holds page_size keys, at most 1,000; the next one is asked for with after, the last id seen, which stays fast however far one goes, or with page_offset.
 Raises 22023 for a page or a filter that cannot be.';
-REVOKE EXECUTE ON FUNCTION apikey_list(text, text, text, jsonb, int, int, uuid, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_list(text, text, text, jsonb, int, int, uuid, boolean) FROM PUBLIC;
 
-CREATE FUNCTION apikey_count(user_id text = NULL, plan_id text = NULL,
+CREATE FUNCTION @extschema@.apikey_count(user_id text = NULL, plan_id text = NULL,
     api_id text = NULL, metadata jsonb = NULL, include_deleted boolean = false)
 RETURNS bigint
 LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -229,13 +229,13 @@ BEGIN
     RETURN total;
 END
 $$;
-COMMENT ON FUNCTION apikey_count(text, text, text, jsonb, boolean) IS
+COMMENT ON FUNCTION @extschema@.apikey_count(text, text, text, jsonb, boolean) IS
 'Count keys.
 The filters are those of apikey_list.
 Raises 22023 for metadata that is no object.';
-REVOKE EXECUTE ON FUNCTION apikey_count(text, text, text, jsonb, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_count(text, text, text, jsonb, boolean) FROM PUBLIC;
 
-CREATE FUNCTION apikey_requests(id uuid, page_size int = 100, before timestamptz = NULL)
+CREATE FUNCTION @extschema@.apikey_requests(id uuid, page_size int = 100, before timestamptz = NULL)
 RETURNS SETOF apikeys.requests
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
 SET search_path = pg_catalog, pg_temp
@@ -250,15 +250,15 @@ BEGIN
          LIMIT apikey_requests.page_size;
 END
 $$;
-COMMENT ON FUNCTION apikey_requests(uuid, int, timestamptz) IS
+COMMENT ON FUNCTION @extschema@.apikey_requests(uuid, int, timestamptz) IS
 'List the requests made with a key, newest first.
 A page holds page_size requests, at most 1,000; the next one is asked for with before, the last timestamp seen. A request appears within two intervals of apikeys.flush_interval; an unknown id gives no row.
 Raises 22023 for a page that cannot be.';
-REVOKE EXECUTE ON FUNCTION apikey_requests(uuid, int, timestamptz) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_requests(uuid, int, timestamptz) FROM PUBLIC;
 
 -- Changing.
 
-CREATE FUNCTION apikey_update(id uuid, patch jsonb) RETURNS apikeys.key_objects
+CREATE FUNCTION @extschema@.apikey_update(id uuid, patch jsonb) RETURNS apikeys.key_objects
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -302,13 +302,13 @@ BEGIN
     RETURN (SELECT k FROM apikeys.key_objects k WHERE k.id = apikey_update.id);
 END
 $$;
-COMMENT ON FUNCTION apikey_update(uuid, jsonb) IS
+COMMENT ON FUNCTION @extschema@.apikey_update(uuid, jsonb) IS
 'Change a key.
 patch gives the fields to set: name, user_id, plan_id, api_id, enabled, permissions, allowed_ips, metadata (replaced whole), expires_at. Absent fields keep their values; null clears one (permissions and metadata become empty).
 Raises P0002 for an unknown or deleted key, and for a plan or api that does not exist; 22023 for an unknown field or a wrong value; 23502 for a null in name, api_id or enabled.';
-REVOKE EXECUTE ON FUNCTION apikey_update(uuid, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_update(uuid, jsonb) FROM PUBLIC;
 
-CREATE FUNCTION apikey_delete(id uuid) RETURNS apikeys.key_objects
+CREATE FUNCTION @extschema@.apikey_delete(id uuid) RETURNS apikeys.key_objects
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -322,8 +322,8 @@ BEGIN
     RETURN (SELECT k FROM apikeys.key_objects k WHERE k.id = apikey_delete.id);
 END
 $$;
-COMMENT ON FUNCTION apikey_delete(uuid) IS
+COMMENT ON FUNCTION @extschema@.apikey_delete(uuid) IS
 'Delete a key.
 It is refused from the moment of the commit on and hidden from lists; the row stays, marked, until apikey_purge.
 Raises P0002 for an unknown or deleted key.';
-REVOKE EXECUTE ON FUNCTION apikey_delete(uuid) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_delete(uuid) FROM PUBLIC;

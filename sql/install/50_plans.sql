@@ -13,7 +13,7 @@ COMMENT ON COLUMN apikeys.plan_usage_report.current_usage IS 'Consumed under the
 COMMENT ON COLUMN apikeys.plan_usage_report."limit" IS 'Quota of one key or user; NULL is unlimited';
 COMMENT ON COLUMN apikeys.plan_usage_report.period IS 'Unit of the period';
 
-CREATE FUNCTION apikey_plan_create(name text, max_requests bigint = NULL,
+CREATE FUNCTION @extschema@.apikey_plan_create(name text, max_requests bigint = NULL,
     request_period text = 'month', plan_id text = NULL, description text = NULL,
     is_active boolean = true, metadata jsonb = '{}', key_lifetime interval = NULL,
     max_keys_per_user int = NULL)
@@ -51,24 +51,24 @@ BEGIN
     RETURN (SELECT p FROM apikeys.plan_objects p WHERE p.id = new_id);
 END
 $$;
-COMMENT ON FUNCTION apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int) IS
+COMMENT ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int) IS
 'Create a plan.
 max_requests is the quota per request_period (minute, hour, day, week, month or year); NULL or -1 is unlimited. plan_id defaults to a uuid; the id of a deleted plan revives it with the new values. key_lifetime is how long a new key lives, max_keys_per_user how many a user may hold; NULL is no limit.
 Raises 23505 if the plan exists, 22023 or 23502 for a value that cannot be.';
-REVOKE EXECUTE ON FUNCTION apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int) FROM PUBLIC;
 
-CREATE FUNCTION apikey_plan_get(plan_id text) RETURNS SETOF apikeys.plan_objects
+CREATE FUNCTION @extschema@.apikey_plan_get(plan_id text) RETURNS SETOF apikeys.plan_objects
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT p.* FROM apikeys.plan_objects p WHERE p.id = apikey_plan_get.plan_id
 $$;
-COMMENT ON FUNCTION apikey_plan_get(text) IS
+COMMENT ON FUNCTION @extschema@.apikey_plan_get(text) IS
 'Get a plan by its id.
 A deleted plan is shown, with deleted_at, until it is purged; an unknown id gives no row.';
-REVOKE EXECUTE ON FUNCTION apikey_plan_get(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_get(text) FROM PUBLIC;
 
-CREATE FUNCTION apikey_plan_list(page_size int = 100, page_offset int = 0,
+CREATE FUNCTION @extschema@.apikey_plan_list(page_size int = 100, page_offset int = 0,
     include_deleted boolean = false)
 RETURNS SETOF apikeys.plan_objects
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
@@ -83,13 +83,13 @@ BEGIN
          LIMIT apikey_plan_list.page_size OFFSET apikey_plan_list.page_offset;
 END
 $$;
-COMMENT ON FUNCTION apikey_plan_list(int, int, boolean) IS
+COMMENT ON FUNCTION @extschema@.apikey_plan_list(int, int, boolean) IS
 'List plans by id.
 A page holds page_size plans, at most 1,000.
 Raises 22023 for a page that cannot be.';
-REVOKE EXECUTE ON FUNCTION apikey_plan_list(int, int, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_list(int, int, boolean) FROM PUBLIC;
 
-CREATE FUNCTION apikey_plan_update(plan_id text, patch jsonb) RETURNS apikeys.plan_objects
+CREATE FUNCTION @extschema@.apikey_plan_update(plan_id text, patch jsonb) RETURNS apikeys.plan_objects
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -124,13 +124,13 @@ BEGIN
     RETURN (SELECT p FROM apikeys.plan_objects p WHERE p.id = apikey_plan_update.plan_id);
 END
 $$;
-COMMENT ON FUNCTION apikey_plan_update(text, jsonb) IS
+COMMENT ON FUNCTION @extschema@.apikey_plan_update(text, jsonb) IS
 'Change a plan.
 patch gives the fields to set: name, description, max_requests, request_period, is_active, key_lifetime, max_keys_per_user, metadata (replaced whole). Absent fields keep their values; null clears one (metadata becomes empty). The new limits hold for the current period at once; another request_period starts a new count.
 Raises P0002 for an unknown or deleted plan; 22023 for an unknown field or a wrong value; 23502 for a null in name, request_period or is_active.';
-REVOKE EXECUTE ON FUNCTION apikey_plan_update(text, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_update(text, jsonb) FROM PUBLIC;
 
-CREATE FUNCTION apikey_plan_delete(plan_id text) RETURNS apikeys.plan_objects
+CREATE FUNCTION @extschema@.apikey_plan_delete(plan_id text) RETURNS apikeys.plan_objects
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -144,13 +144,13 @@ BEGIN
     RETURN (SELECT p FROM apikeys.plan_objects p WHERE p.id = apikey_plan_delete.plan_id);
 END
 $$;
-COMMENT ON FUNCTION apikey_plan_delete(text) IS
+COMMENT ON FUNCTION @extschema@.apikey_plan_delete(text) IS
 'Delete a plan.
 The keys to which it applies are refused from the moment of the commit on; the row stays, marked, until apikey_purge.
 Raises P0002 for an unknown or deleted plan.';
-REVOKE EXECUTE ON FUNCTION apikey_plan_delete(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_delete(text) FROM PUBLIC;
 
-CREATE FUNCTION apikey_plan_usage(plan_id text) RETURNS apikeys.plan_usage_report
+CREATE FUNCTION @extschema@.apikey_plan_usage(plan_id text) RETURNS apikeys.plan_usage_report
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -177,8 +177,8 @@ BEGIN
     RETURN report;
 END
 $$;
-COMMENT ON FUNCTION apikey_plan_usage(text) IS
+COMMENT ON FUNCTION @extschema@.apikey_plan_usage(text) IS
 'Show how much is consumed under a plan.
 keys and users say who has the plan, current_usage what they have consumed in their current periods together; limit holds for each of them.
 Raises P0002 for an unknown plan.';
-REVOKE EXECUTE ON FUNCTION apikey_plan_usage(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_usage(text) FROM PUBLIC;

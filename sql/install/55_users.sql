@@ -1,7 +1,7 @@
 -- Users. What a user's row may say is checked by its trigger, for the
 -- functions and for plain INSERT and UPDATE alike.
 
-CREATE FUNCTION apikey_user_create(user_id text, name text = NULL,
+CREATE FUNCTION @extschema@.apikey_user_create(user_id text, name text = NULL,
     email text = NULL, plan_id text = NULL, custom_start timestamptz = NULL,
     metadata jsonb = '{}')
 RETURNS apikeys.user_objects
@@ -45,24 +45,24 @@ EXCEPTION WHEN unique_violation THEN
     RAISE;
 END
 $$;
-COMMENT ON FUNCTION apikey_user_create(text, text, text, text, timestamptz, jsonb) IS
+COMMENT ON FUNCTION @extschema@.apikey_user_create(text, text, text, text, timestamptz, jsonb) IS
 'Create a user.
 user_id is the application''s own id, as keys name it. The keys of the user that have no plan of their own share the quota of plan_id; custom_start anchors the user''s periods, NULL is the calendar in UTC. The id of a deleted user revives it with the new values; what it consumed stays consumed.
 Raises 23505 if the user or the email exists, P0002 for an unknown plan, 22023 or 23502 for a value that cannot be.';
-REVOKE EXECUTE ON FUNCTION apikey_user_create(text, text, text, text, timestamptz, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_create(text, text, text, text, timestamptz, jsonb) FROM PUBLIC;
 
-CREATE FUNCTION apikey_user_get(user_id text) RETURNS SETOF apikeys.user_objects
+CREATE FUNCTION @extschema@.apikey_user_get(user_id text) RETURNS SETOF apikeys.user_objects
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT u.* FROM apikeys.user_objects u WHERE u.id = apikey_user_get.user_id
 $$;
-COMMENT ON FUNCTION apikey_user_get(text) IS
+COMMENT ON FUNCTION @extschema@.apikey_user_get(text) IS
 'Get a user by its id.
 A deleted user is shown, with deleted_at, until it is purged; an unknown id gives no row.';
-REVOKE EXECUTE ON FUNCTION apikey_user_get(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_get(text) FROM PUBLIC;
 
-CREATE FUNCTION apikey_user_list(plan_id text = NULL, metadata jsonb = NULL,
+CREATE FUNCTION @extschema@.apikey_user_list(plan_id text = NULL, metadata jsonb = NULL,
     page_size int = 100, page_offset int = 0, include_deleted boolean = false)
 RETURNS SETOF apikeys.user_objects
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
@@ -81,13 +81,13 @@ BEGIN
               apikey_user_list.page_size, apikey_user_list.page_offset;
 END
 $$;
-COMMENT ON FUNCTION apikey_user_list(text, jsonb, int, int, boolean) IS
+COMMENT ON FUNCTION @extschema@.apikey_user_list(text, jsonb, int, int, boolean) IS
 'List users by id.
 plan_id selects by equality, metadata by containment; NULL is no filter. A page holds page_size users, at most 1,000.
 Raises 22023 for a page or a filter that cannot be.';
-REVOKE EXECUTE ON FUNCTION apikey_user_list(text, jsonb, int, int, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_list(text, jsonb, int, int, boolean) FROM PUBLIC;
 
-CREATE FUNCTION apikey_user_update(user_id text, patch jsonb) RETURNS apikeys.user_objects
+CREATE FUNCTION @extschema@.apikey_user_update(user_id text, patch jsonb) RETURNS apikeys.user_objects
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -130,13 +130,13 @@ EXCEPTION WHEN unique_violation THEN
     RAISE;
 END
 $$;
-COMMENT ON FUNCTION apikey_user_update(text, jsonb) IS
+COMMENT ON FUNCTION @extschema@.apikey_user_update(text, jsonb) IS
 'Change a user.
 patch gives the fields to set: name, email, plan_id, custom_start, is_disabled, metadata (replaced whole). Absent fields keep their values; null clears one (metadata becomes empty). Another custom_start moves the bounds of the periods, so a new count may start.
 Raises P0002 for an unknown or deleted user and for an unknown plan; 23505 for an email that another user has; 22023 for an unknown field or a wrong value; 23502 for a null in is_disabled.';
-REVOKE EXECUTE ON FUNCTION apikey_user_update(text, jsonb) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_update(text, jsonb) FROM PUBLIC;
 
-CREATE FUNCTION apikey_user_delete(user_id text) RETURNS apikeys.user_objects
+CREATE FUNCTION @extschema@.apikey_user_delete(user_id text) RETURNS apikeys.user_objects
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -150,15 +150,15 @@ BEGIN
     RETURN (SELECT u FROM apikeys.user_objects u WHERE u.id = apikey_user_delete.user_id);
 END
 $$;
-COMMENT ON FUNCTION apikey_user_delete(text) IS
+COMMENT ON FUNCTION @extschema@.apikey_user_delete(text) IS
 'Delete a user.
 The user''s keys are refused from the moment of the commit on; the row stays, marked, until apikey_purge, but its email is free at once.
 Raises P0002 for an unknown or deleted user.';
-REVOKE EXECUTE ON FUNCTION apikey_user_delete(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_delete(text) FROM PUBLIC;
 
 -- A page from each key by its index, then the newest of those: the work is
 -- bounded by the number of keys, however long their histories are.
-CREATE FUNCTION apikey_user_requests(user_id text, page_size int = 100,
+CREATE FUNCTION @extschema@.apikey_user_requests(user_id text, page_size int = 100,
     before timestamptz = NULL)
 RETURNS SETOF apikeys.requests
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
@@ -179,8 +179,8 @@ BEGIN
          LIMIT apikey_user_requests.page_size;
 END
 $$;
-COMMENT ON FUNCTION apikey_user_requests(text, int, timestamptz) IS
+COMMENT ON FUNCTION @extschema@.apikey_user_requests(text, int, timestamptz) IS
 'List the requests made with the keys of a user, newest first.
 Deleted keys count until they are purged. A page holds page_size requests, at most 1,000; the next one is asked for with before, the last timestamp seen. An unknown id gives no row.
 Raises 22023 for a page that cannot be.';
-REVOKE EXECUTE ON FUNCTION apikey_user_requests(text, int, timestamptz) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_requests(text, int, timestamptz) FROM PUBLIC;

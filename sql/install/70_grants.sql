@@ -2,7 +2,7 @@
 -- apikey_grant hands out three sets of functions. It runs with the rights of
 -- its caller, who must be able to grant them.
 
-CREATE FUNCTION apikey_grant(role text, privileges text) RETURNS void
+CREATE FUNCTION @extschema@.apikey_grant(role text, privileges text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -55,8 +55,8 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION apikey_grant(text, text) IS
+COMMENT ON FUNCTION @extschema@.apikey_grant(text, text) IS
 'Grant a role what it needs.
 "verifier" may verify; "viewer" may read keys, plans, users, usage and history; "manager" may also create, change, regenerate and delete. A role may hold several. No set reads a table or sees a digest.
 Raises 42704 for an unknown role, 22023 for an unknown set.';
-REVOKE EXECUTE ON FUNCTION apikey_grant(text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_grant(text, text) FROM PUBLIC;
