@@ -166,36 +166,62 @@ drop_oldest_partition(void *arg)
 					 retention->first_kept.from));
 }
 
-/*
- * Everything that is due.  Called when the worker starts and every
- * apikeys.sweep_interval.
- */
-void
-ak_maintain(void)
+static bool
+make_partitions(int julian)
 {
-	int			julian = today();
-	Sweep		sweep;
-	Retention	retention;
-
 	for (int i = 0; i <= DAYS_AHEAD; i++)
 	{
 		Day			day;
 
 		set_day(&day, julian + i);
-		(void) ak_worker_transaction(make_partition, &day);
+		if (!ak_worker_transaction(make_partition, &day))
+			return false;
 	}
-	if (ak_history_retention > 0)
-	{
-		set_day(&retention.first_kept, julian -
-				(ak_history_retention + MINS_PER_HOUR * HOURS_PER_DAY - 1) /
-				(MINS_PER_HOUR * HOURS_PER_DAY));
-		do
-			retention.dropped = false;
-		while (ak_worker_transaction(drop_oldest_partition, &retention) &&
-			   retention.dropped);
-	}
+	return true;
+}
+
+/* Whole days are kept that lie in the retention wholly or partly. */
+static bool
+drop_partitions(int julian)
+{
+	const int	day = MINS_PER_HOUR * HOURS_PER_DAY;
+	Retention	retention;
+
+	if (ak_history_retention == 0)
+		return true;
+	set_day(&retention.first_kept,
+			julian - (ak_history_retention + day - 1) / day);
 	do
-		sweep.swept = 0;
-	while (ak_worker_transaction(sweep_keys, &sweep) &&
-		   sweep.swept == SWEEP_BATCH);
+	{
+		if (!ak_worker_transaction(drop_oldest_partition, &retention))
+			return false;
+	} while (retention.dropped);
+	return true;
+}
+
+static bool
+sweep_expired_keys(void)
+{
+	Sweep		sweep;
+
+	do
+	{
+		if (!ak_worker_transaction(sweep_keys, &sweep))
+			return false;
+	} while (sweep.swept == SWEEP_BATCH);
+	return true;
+}
+
+/*
+ * Everything that is due.  Called when the worker starts and every
+ * apikeys.sweep_interval.  Ends at the first step that fails, so that clients
+ * who need a ceiling wait for one lock_timeout at most.
+ */
+void
+ak_maintain(void)
+{
+	int			julian = today();
+
+	(void) (make_partitions(julian) && drop_partitions(julian) &&
+			sweep_expired_keys());
 }

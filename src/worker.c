@@ -96,7 +96,7 @@ override_settings(void)
 		{"session_replication_role", "origin"},
 		{"synchronous_commit", "on"},
 		{"statement_timeout", "0"},
-		{"lock_timeout", "2s"},
+		{"lock_timeout", "500ms"},	/* clients may wait meanwhile */
 		{"idle_in_transaction_session_timeout", "0"},
 		{"row_security", "off"},
 		{"standard_conforming_strings", "on"},
@@ -256,7 +256,7 @@ flush_history_due(Schedule *schedule, TimestampTz now)
 }
 
 static void
-sweep_interval(Schedule *schedule, TimestampTz now)
+sweep_due(Schedule *schedule, TimestampTz now)
 {
 	pgstat_report_activity(STATE_RUNNING, "maintaining");
 	ak_maintain();
@@ -300,7 +300,7 @@ serve(AkFlush *flush)
 	Schedule	schedule = {
 		.next_counts = now,
 		.next_history = now,
-		.next_sweep = now + ak_sweep_interval * USECS_PER_SEC,
+		.next_sweep = now,
 		.busy_until = now + ak_worker_idle_timeout * USECS_PER_SEC
 	};
 
@@ -321,10 +321,10 @@ serve(AkFlush *flush)
 			(void) ak_flush_counts(flush, AK_PASS_URGENT);
 		if (now >= schedule.next_counts)
 			flush_counts_due(flush, &schedule, now);
+		if (now >= schedule.next_sweep)
+			sweep_due(&schedule, now);
 		if (now >= schedule.next_history || my_db->history_urgent)
 			flush_history_due(&schedule, now);
-		if (now >= schedule.next_sweep)
-			sweep_interval(&schedule, now);
 		if (now >= schedule.busy_until && !has_work(flush))
 			return LEAVE_IDLE;
 		sleep_until_due(flush, &schedule);
@@ -350,9 +350,12 @@ ak_worker_main(Datum arg)
 		proc_exit(0);
 	before_shmem_exit(detach, (Datum) 0);
 
-	ak_maintain();
-	if (AK_WORKER_IS_VISIT(arg) && leave(LEAVE_IDLE))
-		proc_exit(0);
+	if (AK_WORKER_IS_VISIT(arg))
+	{
+		ak_maintain();
+		if (leave(LEAVE_IDLE))
+			proc_exit(0);
+	}
 
 	flush = ak_flush_create(db);
 	do
