@@ -189,7 +189,6 @@ typedef struct AkDatabase
 
 typedef struct AkShared
 {
-	TimestampTz started_at;
 	PGPROC	   *launcher;
 	uint32		next_generation;	/* control lock */
 	slock_t		free_lock;

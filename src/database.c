@@ -49,7 +49,6 @@ ak_shmem_startup(void)
 	if (!found)
 	{
 		memset(ak_shared, 0, databases_size());
-		ak_shared->started_at = GetCurrentTimestamp();
 		SpinLockInit(&ak_shared->free_lock);
 		pg_atomic_init_u32(&ak_shared->hand, 0);
 		pg_atomic_init_u64(&ak_shared->evictions, 0);

@@ -334,6 +334,19 @@ ak_flush_is_clean(AkFlush *flush)
 
 /* ----- opening and closing the meter ----- */
 
+/*
+ * Incarnations that were not closed ended in a crash, here or on the primary
+ * that this server was promoted from, or came with a restore.
+ */
+static void
+supersede_incarnations(void *arg)
+{
+	if (SPI_execute("UPDATE apikeys.incarnations SET superseded_at = clock_timestamp()"
+					" WHERE closed_at IS NULL AND superseded_at IS NULL",
+					false, 0) < 0)
+		elog(ERROR, "could not supersede incarnations");
+}
+
 static void
 begin_incarnation(void *arg)
 {
@@ -345,12 +358,12 @@ begin_incarnation(void *arg)
 
 	/* Closed incarnations have nothing more to tell; old crashes neither. */
 	if (SPI_execute("DELETE FROM apikeys.incarnations WHERE closed_at IS NOT NULL"
-					" OR superseded_at < now() - interval '3 years'", false, 0) < 0 ||
-		SPI_execute("UPDATE apikeys.incarnations SET superseded_at = clock_timestamp()"
-					" WHERE superseded_at IS NULL", false, 0) < 0 ||
-		SPI_execute_with_args("INSERT INTO apikeys.incarnations (id, started_at)"
-							  " VALUES ($1, clock_timestamp())", 1, &type, &id,
-							  NULL, false, 0) < 0 ||
+					" OR superseded_at < now() - interval '3 years'", false, 0) < 0)
+		elog(ERROR, "could not remove old incarnations");
+	supersede_incarnations(NULL);
+	if (SPI_execute_with_args("INSERT INTO apikeys.incarnations (id, started_at)"
+							  " VALUES ($1, clock_timestamp())",
+							  1, &type, &id, NULL, false, 0) < 0 ||
 		SPI_execute("SELECT max(superseded_at) FROM apikeys.incarnations",
 					false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not begin an incarnation");
@@ -370,6 +383,17 @@ end_incarnation(void *arg)
 							  " SET closed_at = clock_timestamp() WHERE id = $1",
 							  1, &type, &id, NULL, false, 0) < 0)
 		elog(ERROR, "could not end an incarnation");
+}
+
+/*
+ * Settle what a crash has left, soon after the server's start: keys made later
+ * then know that it did not concern them.
+ */
+bool
+ak_flush_settle(AkDatabase *db)
+{
+	return db->incarnation_open ||
+		ak_worker_transaction(supersede_incarnations, NULL);
 }
 
 /*

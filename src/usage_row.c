@@ -102,6 +102,7 @@ crash_horizon(const AkCatalog *catalog)
 	HeapTuple	tuple;
 	TimestampTz horizon = DT_NOBEGIN;
 
+	/* None is open now that has not been superseded. */
 	if (catalog->db->opened > 0)
 		return catalog->db->crash_horizon;
 

@@ -352,6 +352,7 @@ ak_worker_main(Datum arg)
 
 	if (AK_WORKER_IS_VISIT(arg))
 	{
+		(void) ak_flush_settle(db);
 		ak_maintain();
 		if (leave(LEAVE_IDLE))
 			proc_exit(0);

@@ -36,6 +36,7 @@ typedef enum AkPass
 
 extern bool ak_flush_counts(AkFlush *flush, AkPass pass);
 extern bool ak_flush_is_clean(AkFlush *flush);
+extern bool ak_flush_settle(AkDatabase *db);
 extern bool ak_flush_open(AkDatabase *db);
 extern bool ak_flush_close(AkFlush *flush);
 extern bool ak_flush_history(AkDatabase *db);

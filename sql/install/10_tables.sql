@@ -258,6 +258,6 @@ COMMENT ON TABLE apikeys.incarnations IS 'When the meter of this database was op
 COMMENT ON COLUMN apikeys.incarnations.id IS 'Identifier, as in apikeys.usage.incarnation';
 COMMENT ON COLUMN apikeys.incarnations.started_at IS 'When the meter was opened';
 COMMENT ON COLUMN apikeys.incarnations.closed_at IS 'When it was closed with all counts written; NULL while open or after a crash';
-COMMENT ON COLUMN apikeys.incarnations.superseded_at IS 'After a crash: when the next incarnation began';
+COMMENT ON COLUMN apikeys.incarnations.superseded_at IS 'After a crash or a restore: when that was noticed';
 
 COMMENT ON CONSTRAINT keys_digest_key ON apikeys.keys IS 'A secret belongs to one key';

@@ -44,6 +44,24 @@ COMMENT ON FUNCTION apikeys.check_metadata_filter(jsonb) IS
 Raises 22023; NULL is no filter.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_metadata_filter(jsonb) FROM PUBLIC;
 
+CREATE FUNCTION apikeys.refuse_unknown(kind text, id text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF id IS NULL THEN
+        RAISE EXCEPTION 'id of the % must not be null', kind
+            USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    RAISE EXCEPTION '% "%" does not exist', kind, id
+        USING ERRCODE = 'no_data_found';
+END
+$$;
+COMMENT ON FUNCTION apikeys.refuse_unknown(text, text) IS
+'Say that something does not exist.
+Raises P0002, or 22004 for an id that is NULL.';
+REVOKE EXECUTE ON FUNCTION apikeys.refuse_unknown(text, text) FROM PUBLIC;
+
 CREATE FUNCTION apikeys.check_plan(plan_id text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -53,7 +71,8 @@ BEGIN
         (SELECT FROM apikeys.plans p
           WHERE p.id = check_plan.plan_id AND p.deleted_at IS NULL) THEN
         RAISE EXCEPTION 'plan "%" does not exist', check_plan.plan_id
-            USING ERRCODE = 'no_data_found';
+            USING ERRCODE = 'no_data_found',
+            HINT = 'Make it with apikey_plan_create().';
     END IF;
 END
 $$;
@@ -275,8 +294,7 @@ BEGIN
      WHERE k.id = apikey_update.id AND k.deleted_at IS NULL
        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'key "%" does not exist', apikey_update.id
-            USING ERRCODE = 'no_data_found';
+        PERFORM apikeys.refuse_unknown('key', apikey_update.id::text);
     END IF;
 
     PERFORM apikeys.check_plan(apikey_update.patch ->> 'plan_id');
@@ -284,7 +302,8 @@ BEGIN
         (SELECT FROM apikeys.apis a
           WHERE a.id = apikey_update.patch ->> 'api_id') THEN
         RAISE EXCEPTION 'api "%" does not exist', apikey_update.patch ->> 'api_id'
-            USING ERRCODE = 'no_data_found';
+            USING ERRCODE = 'no_data_found',
+            HINT = 'Insert a row into apikeys.apis first.';
     END IF;
 
     changed := jsonb_populate_record(changed, apikey_update.patch);
@@ -316,8 +335,7 @@ BEGIN
     UPDATE apikeys.keys k SET deleted_at = now()
      WHERE k.id = apikey_delete.id AND k.deleted_at IS NULL;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'key "%" does not exist', apikey_delete.id
-            USING ERRCODE = 'no_data_found';
+        PERFORM apikeys.refuse_unknown('key', apikey_delete.id::text);
     END IF;
     RETURN (SELECT k FROM apikeys.key_objects k WHERE k.id = apikey_delete.id);
 END

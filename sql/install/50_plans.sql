@@ -106,8 +106,7 @@ BEGIN
      WHERE p.id = apikey_plan_update.plan_id AND p.deleted_at IS NULL
        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'plan "%" does not exist', apikey_plan_update.plan_id
-            USING ERRCODE = 'no_data_found';
+        PERFORM apikeys.refuse_unknown('plan', apikey_plan_update.plan_id);
     END IF;
 
     changed := jsonb_populate_record(changed, apikey_plan_update.patch);
@@ -138,8 +137,7 @@ BEGIN
     UPDATE apikeys.plans p SET deleted_at = now()
      WHERE p.id = apikey_plan_delete.plan_id AND p.deleted_at IS NULL;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'plan "%" does not exist', apikey_plan_delete.plan_id
-            USING ERRCODE = 'no_data_found';
+        PERFORM apikeys.refuse_unknown('plan', apikey_plan_delete.plan_id);
     END IF;
     RETURN (SELECT p FROM apikeys.plan_objects p WHERE p.id = apikey_plan_delete.plan_id);
 END
@@ -171,8 +169,7 @@ BEGIN
       FROM apikeys.plans p
      WHERE p.id = apikey_plan_usage.plan_id;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'plan "%" does not exist', apikey_plan_usage.plan_id
-            USING ERRCODE = 'no_data_found';
+        PERFORM apikeys.refuse_unknown('plan', apikey_plan_usage.plan_id);
     END IF;
     RETURN report;
 END

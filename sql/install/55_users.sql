@@ -104,8 +104,7 @@ BEGIN
      WHERE u.id = apikey_user_update.user_id AND u.deleted_at IS NULL
        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'user "%" does not exist', apikey_user_update.user_id
-            USING ERRCODE = 'no_data_found';
+        PERFORM apikeys.refuse_unknown('user', apikey_user_update.user_id);
     END IF;
 
     PERFORM apikeys.check_plan(apikey_user_update.patch ->> 'plan_id');
@@ -144,8 +143,7 @@ BEGIN
     UPDATE apikeys.users u SET deleted_at = now()
      WHERE u.id = apikey_user_delete.user_id AND u.deleted_at IS NULL;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'user "%" does not exist', apikey_user_delete.user_id
-            USING ERRCODE = 'no_data_found';
+        PERFORM apikeys.refuse_unknown('user', apikey_user_delete.user_id);
     END IF;
     RETURN (SELECT u FROM apikeys.user_objects u WHERE u.id = apikey_user_delete.user_id);
 END

@@ -49,14 +49,14 @@ BEGIN
 
     IF TG_OP = 'UPDATE' THEN
         IF NEW.id <> OLD.id THEN
-            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-                MESSAGE = 'id of a plan cannot be changed';
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'column "id" of a plan cannot be changed';
         END IF;
         -- A revived plan is a new one.
         IF NEW.created_at <> OLD.created_at
             AND NOT (OLD.deleted_at IS NOT NULL AND NEW.deleted_at IS NULL) THEN
-            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-                MESSAGE = 'created_at of a plan cannot be changed';
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'column "created_at" of a plan cannot be changed';
         END IF;
         NEW.updated_at := now();
     END IF;
@@ -65,7 +65,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.plans_before_write() IS
 'Check a plan that is written, and note when it is changed.
-Trigger. Turns max_requests -1 into NULL. Raises 22023 for a value that cannot be, 0A000 for a change of id or created_at.';
+Trigger. Turns max_requests -1 into NULL. Raises 22023 for a value that cannot be, 55000 for a change of id or created_at.';
 REVOKE EXECUTE ON FUNCTION apikeys.plans_before_write() FROM PUBLIC;
 
 CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.plans
@@ -100,14 +100,14 @@ BEGIN
 
     IF TG_OP = 'UPDATE' THEN
         IF NEW.id <> OLD.id OR NEW.subject_id <> OLD.subject_id THEN
-            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-                MESSAGE = 'id of a user cannot be changed';
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'columns "id" and "subject_id" of a user cannot be changed';
         END IF;
         -- A revived user is a new one.
         IF NEW.created_at <> OLD.created_at
             AND NOT (OLD.deleted_at IS NOT NULL AND NEW.deleted_at IS NULL) THEN
-            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-                MESSAGE = 'created_at of a user cannot be changed';
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'column "created_at" of a user cannot be changed';
         END IF;
         NEW.updated_at := now();
     END IF;
@@ -116,7 +116,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.users_before_write() IS
 'Check a user that is written, and note when it is changed.
-Trigger. Raises 22023 for a value that cannot be, 0A000 for a change of id, subject_id or created_at.';
+Trigger. Raises 22023 for a value that cannot be, 55000 for a change of id, subject_id or created_at.';
 REVOKE EXECUTE ON FUNCTION apikeys.users_before_write() FROM PUBLIC;
 
 CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.users
