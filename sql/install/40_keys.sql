@@ -123,6 +123,8 @@ BEGIN
                 WHEN 'string' THEN given = 'string'
                 WHEN 'label' THEN given = 'string'
                     AND length(value #>> '{}') BETWEEN 1 AND 255
+                WHEN 'id' THEN given = 'string'
+                    AND octet_length(value #>> '{}') BETWEEN 1 AND 255
                 WHEN 'boolean' THEN given = 'boolean'
                 WHEN 'object' THEN given = 'object'
                 WHEN 'int' THEN given = 'number'
@@ -150,6 +152,7 @@ BEGIN
                 HINT = format('The field takes %s.', CASE kind
                     WHEN 'string' THEN 'a string'
                     WHEN 'label' THEN 'a string of 1 to 255 characters'
+                    WHEN 'id' THEN 'a string of 1 to 255 bytes'
                     WHEN 'boolean' THEN 'true or false'
                     WHEN 'object' THEN 'an object'
                     WHEN 'int' THEN 'a whole number of 32 bits'
@@ -165,7 +168,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.check_patch(jsonb, json) IS
 'Refuse a patch with an unknown field or a wrong value.
-fields gives the kind of each settable field (string, label, boolean, object, int, bigint, time, interval, strings or networks), followed by ? where null clears it.
+fields gives the kind of each settable field (string, label, id, boolean, object, int, bigint, time, interval, strings or networks), followed by ? where null clears it.
 Raises 22023, or 23502 for a null that is not allowed; names the field.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_patch(jsonb, json) FROM PUBLIC;
 
@@ -285,8 +288,8 @@ DECLARE
     changed apikeys.keys;
 BEGIN
     PERFORM apikeys.check_patch(apikey_update.patch,
-        '{"name": "label", "user_id": "label?", "plan_id": "label?",
-          "api_id": "label", "enabled": "boolean", "permissions": "strings?",
+        '{"name": "label", "user_id": "id?", "plan_id": "id?",
+          "api_id": "id", "enabled": "boolean", "permissions": "strings?",
           "allowed_ips": "networks?", "metadata": "object?",
           "expires_at": "time?"}');
 

@@ -96,7 +96,7 @@ DECLARE
     violated text;
 BEGIN
     PERFORM apikeys.check_patch(apikey_user_update.patch,
-        '{"name": "string?", "email": "string?", "plan_id": "label?",
+        '{"name": "string?", "email": "string?", "plan_id": "id?",
           "custom_start": "time?", "is_disabled": "boolean",
           "metadata": "object?"}');
 

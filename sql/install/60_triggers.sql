@@ -20,8 +20,8 @@ BEGIN
     END IF;
 
     refusal := CASE
-        WHEN length(NEW.id) NOT BETWEEN 1 AND 255 THEN
-            ARRAY['id of a plan must have between 1 and 255 characters',
+        WHEN octet_length(NEW.id) NOT BETWEEN 1 AND 255 THEN
+            ARRAY['id of a plan must have between 1 and 255 bytes',
                   'Without an id, a plan is given a uuid.']
         WHEN length(NEW.name) NOT BETWEEN 1 AND 255 THEN
             ARRAY['name of a plan must have between 1 and 255 characters',
@@ -80,8 +80,8 @@ DECLARE
     refusal text[];
 BEGIN
     refusal := CASE
-        WHEN length(NEW.id) NOT BETWEEN 1 AND 255 THEN
-            ARRAY['id of a user must have between 1 and 255 characters',
+        WHEN octet_length(NEW.id) NOT BETWEEN 1 AND 255 THEN
+            ARRAY['id of a user must have between 1 and 255 bytes',
                   'Use the id by which the application knows the user.']
         WHEN NEW.email !~ '^[^@\s]+@[^@\s]+$' THEN
             ARRAY['invalid email',

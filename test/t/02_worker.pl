@@ -1,0 +1,180 @@
+# The worker writes counts and history, leaves when there is nothing to do,
+# and comes back; the live figures are never behind meanwhile.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+use ApikeysTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $interval = 3;
+my $node = new_server(
+	'main',
+	'apikeys.flush_interval' => "${interval}s",
+	'apikeys.last_used_interval' => '1s',
+	'apikeys.worker_idle_timeout' => '60s');
+$node->start;
+install($node);
+$node->safe_psql('postgres',
+	q(SELECT apikey_plan_create('Plan', 1000, 'year', plan_id => 'plan')));
+my ($id, $secret) = issue($node, 'postgres', q('key', plan_id => 'plan'));
+
+my $workers = q(SELECT count(*) FROM pg_stat_activity
+	WHERE backend_type = 'apikeys worker');
+is( $node->safe_psql(
+		'postgres', q(SELECT count(*) FROM pg_stat_activity
+			WHERE backend_type = 'apikeys launcher')),
+	'1',
+	'the launcher is there');
+
+# ----- Live figures -----
+
+my $up_to_date = $node->safe_psql(
+	'postgres', qq(
+	CREATE TABLE seen (n int, told bigint, usage bigint, view bigint);
+	DO \$\$
+	BEGIN
+		FOR n IN 1 .. 50 LOOP
+			INSERT INTO seen
+			SELECT n, v.current_usage, u.current_usage, l.current_usage
+			  FROM apikey_verify('$secret') v,
+			       LATERAL (SELECT current_usage FROM apikey_usage(v.key_id)) u,
+			       LATERAL (SELECT current_usage FROM apikeys.live_usage l
+			                 WHERE l.key_id = v.key_id) l;
+		END LOOP;
+	END \$\$;
+	SELECT count(*) FROM seen WHERE told = n AND usage = n AND view = n));
+is($up_to_date, '50', 'apikey_usage and live_usage agree with each verification');
+is(usage($node, 'postgres', $id), '50', 'another session sees the count');
+is( $node->safe_psql(
+		'postgres', qq(
+		SELECT subject, current_usage, "limit", remaining
+		  FROM apikeys.live_usage WHERE key_id = '$id')),
+	'key|50|1000|950',
+	'and so does the view');
+
+# ----- History -----
+
+ok(flushed($node, 'postgres', 50), 'the history is complete');
+$node->safe_psql('postgres',
+	"SELECT code FROM apikey_verify('$secret', '/late', 'GET', '192.0.2.1')");
+my $waited = $node->safe_psql(
+	'postgres', q(
+	DO $$
+	BEGIN
+		WHILE NOT EXISTS (SELECT FROM apikeys.requests WHERE endpoint = '/late')
+			AND clock_timestamp() < now() + '1 minute' LOOP
+			PERFORM pg_sleep(0.02);
+		END LOOP;
+	END $$;
+	SELECT extract(epoch FROM clock_timestamp() - timestamp)
+	  FROM apikeys.requests WHERE endpoint = '/late'));
+cmp_ok($waited, '<=', 2 * $interval,
+	'a request is in the history within two flush intervals');
+is( $node->safe_psql(
+		'postgres', q(
+		SELECT method, status, code, ip_address, cost
+		  FROM apikeys.requests WHERE endpoint = '/late')),
+	'GET|allowed|VALID|192.0.2.1|1',
+	'with all that was said of it');
+
+# ----- Counts -----
+
+my $row = qq(
+	SELECT current_usage, charged FROM apikeys.usage WHERE subject_id = '$id');
+ok($node->poll_query_until('postgres', $row, '51|51'),
+	'the row of an idle key holds the exact count');
+
+ok( $node->poll_query_until(
+		'postgres', "SELECT last_used_at IS NOT NULL FROM apikeys.keys"),
+	'last_used_at is set');
+is( $node->safe_psql(
+		'postgres', q(
+		SELECT updated_at = created_at, last_used_at > created_at,
+		       last_used_at <= clock_timestamp()
+		  FROM apikeys.keys)),
+	't|t|t',
+	'to a time of use, and updated_at is left alone');
+my $last = $node->safe_psql('postgres', 'SELECT last_used_at FROM apikeys.keys');
+is(verify($node, 'postgres', $secret), 'VALID', 'another request');
+ok( $node->poll_query_until(
+		'postgres', "SELECT last_used_at > '$last' FROM apikeys.keys"),
+	'last_used_at moves on');
+
+# An administrator's open transaction does not hold up the worker.
+my $admin = $node->background_psql('postgres');
+$admin->query_safe(q(BEGIN; UPDATE apikeys.keys SET name = 'locked'));
+is(verify_times($node, 'postgres', $secret, 3),
+	3, 'requests while the key is being changed');
+ok(flushed($node, 'postgres', 55), 'are in the history all the same');
+ok($node->poll_query_until('postgres', $row, '55|55'), 'and counted');
+$admin->query_safe('COMMIT');
+$admin->quit;
+is( $node->safe_psql('postgres', 'SELECT name FROM apikeys.keys'),
+	'locked', 'the change is kept');
+
+# ----- Leaving and coming back -----
+
+is($node->safe_psql('postgres', $workers), '1', 'one worker is there');
+$node->append_conf(
+	'postgresql.conf', q(
+apikeys.worker_idle_timeout = '1s'
+apikeys.flush_interval = '100ms'));
+$node->reload;
+ok($node->poll_query_until('postgres', $workers, '0'),
+	'the worker leaves when idle');
+is(usage($node, 'postgres', $id), '55', 'the count is known without it');
+
+is(verify_times($node, 'postgres', $secret, 5),
+	5, 'requests when there is no worker');
+is(usage($node, 'postgres', $id), '60', 'are counted at once');
+ok(flushed($node, 'postgres', 60), 'a worker comes and writes them');
+ok($node->poll_query_until('postgres', $row, '60|60'),
+	'and the count');
+ok($node->poll_query_until('postgres', $workers, '0'), 'and leaves again');
+
+# A worker that is terminated leaves nothing behind either.
+$node->append_conf('postgresql.conf', q(
+apikeys.worker_idle_timeout = '60s'
+apikeys.flush_interval = '60s'));
+$node->reload;
+is(verify_times($node, 'postgres', $secret, 10), 10, 'more requests');
+ok($node->poll_query_until('postgres', $workers, '1'), 'with a worker');
+is( $node->safe_psql(
+		'postgres', q(
+		SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
+		 WHERE backend_type = 'apikeys worker')),
+	't',
+	'the worker is terminated');
+is(verify_times($node, 'postgres', $secret, 10),
+	10, 'requests go on after that');
+is(usage($node, 'postgres', $id), '80', 'none is lost or counted twice');
+$node->append_conf('postgresql.conf', q(apikeys.flush_interval = '100ms'));
+$node->reload;
+ok(flushed($node, 'postgres', 80), 'nor is its history');
+
+# A worker that crashes the server is another test; one that cannot write
+# must not say yes for ever. Limits of less than 64 wait for their ceiling.
+$node->safe_psql('postgres',
+	q(SELECT apikey_plan_create('Few', 10, 'year', plan_id => 'few')));
+my ($few, $few_secret) = issue($node, 'postgres', q('few', plan_id => 'few'));
+$node->append_conf('postgresql.conf', q(apikeys.meter_timeout = '1s'));
+$node->reload;
+my $blocker = $node->background_psql('postgres');
+$blocker->query_safe(
+	'BEGIN; LOCK TABLE apikeys.usage IN EXCLUSIVE MODE');
+my ($ret, $stdout, $stderr) = $node->psql('postgres',
+	"SELECT code FROM apikey_verify('$few_secret')");
+isnt($ret, 0, 'a ceiling that cannot be raised is an error');
+unlike($stderr, qr/\Q$few_secret\E/, 'which does not repeat the secret');
+$blocker->query_safe('ROLLBACK');
+$blocker->quit;
+is(verify($node, 'postgres', $few_secret),
+	'VALID', 'verification goes on when the worker can write again');
+
+$node->stop;
+done_testing();
