@@ -169,8 +169,8 @@ typedef struct AkDatabase
 	bool		urgent;			/* somebody waits for a ceiling; no lock */
 	bool		history_urgent; /* the history buffer fills up; no lock */
 	bool		incarnation_open;	/* begun, not ended; the worker's own */
-	bool		stalled;		/* a wait for history space has timed out; no
-								 * lock, a hint only */
+	bool		stalled;		/* history cannot be written: do not wait for
+								 * space, try at intervals; no lock */
 	uint32		opened;			/* how often; written before "open", like the
 								 * next two */
 	pg_uuid_t	incarnation;

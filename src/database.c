@@ -246,7 +246,7 @@ void
 ak_nudge_if_asleep(AkDatabase *db)
 {
 	pg_memory_barrier();
-	if (!db->worker_awake || db->history_urgent)
+	if (!db->worker_awake || (db->history_urgent && !db->stalled))
 		ak_nudge(db);
 }
 

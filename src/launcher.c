@@ -310,6 +310,7 @@ ak_launcher_main(Datum arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			next_round = Min(next_round, now + ak_sweep_interval * USECS_PER_SEC);
 		}
 		if (now >= next_round)
 		{
@@ -327,5 +328,7 @@ ak_launcher_main(Datum arg)
 						 Max(timeout, 0), wait_event);
 		ResetLatch(MyLatch);
 	}
-	proc_exit(0);
+
+	/* Not 0, which would end the launcher for good. */
+	proc_exit(1);
 }

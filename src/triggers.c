@@ -137,8 +137,8 @@ check_max_keys(const char *user_id, const AkPlan *plan)
 		plan->max_keys_per_user)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("user \"%s\" has the %d live keys that plan \"%s\" allows",
-						user_id, plan->max_keys_per_user, plan->id),
+				 errmsg("user \"%s\" has as many live keys as plan \"%s\" allows (%d)",
+						user_id, plan->id, plan->max_keys_per_user),
 				 errhint("Delete a key of the user, or raise max_keys_per_user of the plan.")));
 }
 
@@ -154,17 +154,35 @@ set_timestamp(HeapTuple tuple, TupleDesc desc, AkKeyColumn column,
 }
 
 /*
- * A new key: check it, and let its plan say when it expires.
+ * A key joins those of its user: find the plan that will apply to it, and hold
+ * the user to its number of keys.
  */
-static HeapTuple
-complete_new_key(HeapTuple tuple, TupleDesc desc)
+static void
+join_user(HeapTuple tuple, TupleDesc desc, AkPlan *plan)
 {
 	char		user_id[AK_ID_LEN];
 	char		plan_id[AK_ID_LEN];
 	char		api_id[AK_ID_LEN];
 	AkUser		user = {.exists = false};
-	AkPlan		plan;
 	bool		shared;
+
+	id_of(tuple, desc, AK_KEY_USER_ID, user_id);
+	id_of(tuple, desc, AK_KEY_PLAN_ID, plan_id);
+	id_of(tuple, desc, AK_KEY_API_ID, api_id);
+	if (user_id[0] != '\0')
+		ak_user_by_id(user_id, &user);
+	ak_applicable_plan(plan_id, &user, api_id, plan, &shared);
+	if (user_id[0] != '\0' && plan->max_keys_per_user >= 0)
+		check_max_keys(user_id, plan);
+}
+
+/*
+ * A new key: check it, and let its plan say when it expires.
+ */
+static HeapTuple
+complete_new_key(HeapTuple tuple, TupleDesc desc)
+{
+	AkPlan		plan;
 	bool		isnull;
 	Datum		expires_at = old_or_new(tuple, desc, AK_KEY_EXPIRES_AT, &isnull);
 
@@ -173,15 +191,7 @@ complete_new_key(HeapTuple tuple, TupleDesc desc)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("expires_at must be in the future")));
 
-	id_of(tuple, desc, AK_KEY_USER_ID, user_id);
-	id_of(tuple, desc, AK_KEY_PLAN_ID, plan_id);
-	id_of(tuple, desc, AK_KEY_API_ID, api_id);
-	if (user_id[0] != '\0')
-		ak_user_by_id(user_id, &user);
-	ak_applicable_plan(plan_id, &user, api_id, &plan, &shared);
-
-	if (user_id[0] != '\0' && plan.max_keys_per_user >= 0)
-		check_max_keys(user_id, &plan);
+	join_user(tuple, desc, &plan);
 	if (isnull && plan.has_lifetime)
 		tuple = set_timestamp(tuple, desc, AK_KEY_EXPIRES_AT,
 							  DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
@@ -223,6 +233,22 @@ check_unchanged(HeapTuple old, HeapTuple new, TupleDesc desc,
 				 errmsg("column \"%s\" of a key cannot be changed", name)));
 }
 
+/* A live key that had another user before, or was deleted. */
+static bool
+changes_hands(HeapTuple old, HeapTuple new, TupleDesc desc)
+{
+	char		before[AK_ID_LEN];
+	char		after[AK_ID_LEN];
+	bool		was_live;
+	bool		is_live;
+
+	id_of(old, desc, AK_KEY_USER_ID, before);
+	id_of(new, desc, AK_KEY_USER_ID, after);
+	(void) old_or_new(old, desc, AK_KEY_DELETED_AT, &was_live);
+	(void) old_or_new(new, desc, AK_KEY_DELETED_AT, &is_live);
+	return is_live && (!was_live || strcmp(before, after) != 0);
+}
+
 /* apikeys.keys_before_write(): BEFORE INSERT OR UPDATE, each row of keys. */
 Datum
 apikeys_keys_before_write(PG_FUNCTION_ARGS)
@@ -245,6 +271,12 @@ apikeys_keys_before_write(PG_FUNCTION_ARGS)
 		check_unchanged(data->tg_trigtuple, tuple, desc, AK_KEY_ID, "id");
 		check_unchanged(data->tg_trigtuple, tuple, desc, AK_KEY_CREATED_AT,
 						"created_at");
+		if (changes_hands(data->tg_trigtuple, tuple, desc))
+		{
+			AkPlan		plan;
+
+			join_user(tuple, desc, &plan);
+		}
 		tuple = set_timestamp(tuple, desc, AK_KEY_UPDATED_AT,
 							  GetCurrentTransactionStartTimestamp());
 	}

@@ -19,6 +19,7 @@
 PG_FUNCTION_INFO_V1(apikey_usage);
 PG_FUNCTION_INFO_V1(apikey_user_usage);
 PG_FUNCTION_INFO_V1(apikeys_meter);
+PG_FUNCTION_INFO_V1(apikeys_count_of);
 PG_FUNCTION_INFO_V1(apikeys_period_start);
 PG_FUNCTION_INFO_V1(apikeys_period_end);
 
@@ -79,6 +80,15 @@ report(FunctionCallInfo fcinfo, const pg_uuid_t *key_id, const char *user_id,
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 
+static void
+refuse_null(FunctionCallInfo fcinfo, const char *name)
+{
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", name)));
+}
+
 /*
  * apikey_usage(id uuid) -> apikeys.usage_report
  *
@@ -88,10 +98,12 @@ report(FunctionCallInfo fcinfo, const pg_uuid_t *key_id, const char *user_id,
 Datum
 apikey_usage(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
+	pg_uuid_t  *id;
 	AkKey		key;
 	AkSubject	subject;
 
+	refuse_null(fcinfo, "id");
+	id = PG_GETARG_UUID_P(0);
 	AcceptInvalidationMessages();
 	if (!ak_key_by_id(id, &key))
 		ereport(ERROR,
@@ -112,10 +124,12 @@ apikey_usage(PG_FUNCTION_ARGS)
 Datum
 apikey_user_usage(PG_FUNCTION_ARGS)
 {
-	char	   *id = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *id;
 	AkUser		user;
 	AkSubject	subject;
 
+	refuse_null(fcinfo, "user_id");
+	id = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	AcceptInvalidationMessages();
 	if (strlen(id) >= AK_ID_LEN || !ak_user_by_id(id, &user))
 		ereport(ERROR,
@@ -172,10 +186,10 @@ apikeys_meter(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-static void
-period_args(FunctionCallInfo fcinfo, AkSpan *span)
+static AkPeriod
+period_arg(FunctionCallInfo fcinfo, int arg)
 {
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(arg));
 	AkPeriod	period;
 
 	if (!ak_period_parse(name, &period))
@@ -183,11 +197,49 @@ period_args(FunctionCallInfo fcinfo, AkSpan *span)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unrecognized period \"%s\"", name),
 				 errhint("Use minute, hour, day, week, month or year.")));
+	return period;
+}
+
+/*
+ * apikeys.count_of(subject_id uuid, subject text, period text,
+ *					period_start timestamptz, max_requests bigint)
+ *		-> (current_usage, charged)
+ */
+Datum
+apikeys_count_of(PG_FUNCTION_ARGS)
+{
+	AkSubject	subject = {.is_user = false};
+	MeterKey	key;
+	AkCount		count;
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {0};
+
+	for (int i = 0; i < 4; i++)
+		if (PG_ARGISNULL(i))
+			PG_RETURN_NULL();
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "unexpected result type");
+	subject.subject_id = *PG_GETARG_UUID_P(0);
+	subject.is_user = strcmp(text_to_cstring(PG_GETARG_TEXT_PP(1)), "user") == 0;
+	subject.plan.period = period_arg(fcinfo, 2);
+	AcceptInvalidationMessages();
+	ak_meter_key(&key, ak_catalog(), &subject, PG_GETARG_TIMESTAMPTZ(3));
+	ak_meter_peek(&key, PG_ARGISNULL(4) ? -1 : PG_GETARG_INT64(4), &count);
+	values[0] = Int64GetDatum(count.billed);
+	values[1] = Int64GetDatum(count.charged);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}
+
+static void
+period_args(FunctionCallInfo fcinfo, AkSpan *span)
+{
 	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(2)))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
 				 errmsg("timestamp out of range")));
-	ak_period_at(period,
+	ak_period_at(period_arg(fcinfo, 0),
 				 TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(1)) ?
 				 AK_CALENDAR : PG_GETARG_TIMESTAMPTZ(1),
 				 PG_GETARG_TIMESTAMPTZ(2), span);

@@ -27,6 +27,7 @@
 #include "apikeys.h"
 
 PG_FUNCTION_INFO_V1(apikey_verify);
+PG_FUNCTION_INFO_V1(apikeys_key_of_secret);
 
 #define AK_COST_MAX ((int64) 1 << 31)
 
@@ -582,4 +583,27 @@ apikey_verify(PG_FUNCTION_ARGS)
 	decision.outcome = decide(&request, &decision);
 	remember(&request, &decision);
 	PG_RETURN_DATUM(answer(fcinfo, &request, &decision));
+}
+
+/*
+ * apikeys.key_of_secret(key text) -> uuid
+ *
+ * The key that a secret belongs to, NULL if it is none's; meters nothing,
+ * records nothing.
+ */
+Datum
+apikeys_key_of_secret(PG_FUNCTION_ARGS)
+{
+	uint8		digest[AK_DIGEST_LEN];
+	AkKey		key;
+	pg_uuid_t  *id;
+
+	AcceptInvalidationMessages();
+	if (!digest_of(fcinfo->args[0], digest) ||
+		!ak_key_by_digest(digest, GetCurrentTimestamp(), &key) ||
+		is_deleted(&key))
+		PG_RETURN_NULL();
+	id = palloc(sizeof(pg_uuid_t));
+	*id = key.id;
+	PG_RETURN_UUID_P(id);
 }

@@ -41,6 +41,23 @@ typedef enum Leave
 static AkDatabase *my_db = NULL;
 
 /*
+ * SIGTERM: leave, after closing the meter.  A statement under way is cancelled,
+ * lest the server's stop wait for a lock, or for a synchronous standby that is
+ * gone; what it was to write is written when the meter is closed.
+ */
+static void
+handle_sigterm(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	ShutdownRequestPending = true;
+	QueryCancelPending = true;
+	InterruptPending = true;
+	SetLatch(MyLatch);
+	errno = save_errno;
+}
+
+/*
  * Run a transaction with SPI connected.  False if it has failed: the error is
  * in the server log, and the worker goes on.
  */
@@ -198,11 +215,13 @@ is_orphaned(void)
 {
 	bool		orphaned;
 
+	HOLD_INTERRUPTS();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	orphaned = !ak_catalog_exists() || ak_catalog()->db != my_db;
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	RESUME_INTERRUPTS();
 	return orphaned;
 }
 
@@ -249,8 +268,10 @@ flush_history_due(Schedule *schedule, TimestampTz now)
 	if (!ak_history_is_empty(my_db))
 	{
 		pgstat_report_activity(STATE_RUNNING, "flushing history");
-		(void) ak_flush_history(my_db);
-		ak_write_uses();
+		if (ak_flush_history(my_db))
+			ak_write_uses();
+		else
+			my_db->stalled = true;
 	}
 	schedule->next_history = now + ak_flush_interval * INT64CONST(1000);
 }
@@ -307,14 +328,17 @@ serve(AkFlush *flush)
 	my_db->worker_awake = true;
 	for (;;)
 	{
+		if (ShutdownRequestPending || my_db->step_aside || is_orphaned())
+			return LEAVE_NOW;
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			schedule.next_sweep = Min(schedule.next_sweep,
+									  GetCurrentTimestamp() +
+									  ak_sweep_interval * USECS_PER_SEC);
 		}
-		if (ShutdownRequestPending || my_db->step_aside || is_orphaned())
-			return LEAVE_NOW;
 
 		now = GetCurrentTimestamp();
 		if (my_db->urgent)
@@ -323,12 +347,36 @@ serve(AkFlush *flush)
 			flush_counts_due(flush, &schedule, now);
 		if (now >= schedule.next_sweep)
 			sweep_due(&schedule, now);
-		if (now >= schedule.next_history || my_db->history_urgent)
+		if (now >= schedule.next_history ||
+			(my_db->history_urgent && !my_db->stalled))
 			flush_history_due(&schedule, now);
 		if (now >= schedule.busy_until && !has_work(flush))
 			return LEAVE_IDLE;
 		sleep_until_due(flush, &schedule);
 	}
+}
+
+/*
+ * Close the meter.  This gates no admission any more, so it waits for no
+ * standby: one that is promoted without it takes the ceilings it knows.
+ */
+static bool
+close_meter(AkFlush *flush)
+{
+	bool		closed;
+
+	pgstat_report_activity(STATE_RUNNING, "closing");
+	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
+	QueryCancelPending = false;
+	closed = ak_flush_close(flush);
+	if (!closed && ShutdownRequestPending)
+	{
+		/* SIGTERM may have come in the midst of it. */
+		QueryCancelPending = false;
+		closed = ak_flush_close(flush);
+	}
+	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	return closed;
 }
 
 void
@@ -338,7 +386,7 @@ ak_worker_main(Datum arg)
 	AkFlush    *flush;
 	Leave		why = STAY;
 
-	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGTERM, handle_sigterm);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(AK_WORKER_DATABASE(arg),
@@ -371,8 +419,7 @@ ak_worker_main(Datum arg)
 			my_db = NULL;
 			proc_exit(0);
 		}
-		pgstat_report_activity(STATE_RUNNING, "closing");
-		if (!ak_flush_close(flush))
+		if (!close_meter(flush))
 			proc_exit(1);
 	} while (!leave(why));
 	proc_exit(0);

@@ -5,7 +5,7 @@ CREATE VIEW apikeys.key_objects AS
 SELECT k.id, k.api_id, k.name, k.user_id, k.plan_id,
        CASE WHEN k.deleted_at IS NOT NULL THEN 'deleted'
             WHEN NOT k.enabled THEN 'disabled'
-            WHEN k.expires_at <= clock_timestamp() THEN 'expired'
+            WHEN k.expires_at <= statement_timestamp() THEN 'expired'
             ELSE 'active' END AS status,
        k.start, k.permissions, k.metadata, k.expires_at, k.created_at,
        k.updated_at, k.last_used_at, k.deleted_at, k.enabled, k.allowed_ips,

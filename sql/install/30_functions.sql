@@ -46,6 +46,13 @@ nothing. Works in READ ONLY transactions. Errors: 22004 and 22023 for
 arguments, 0A000 for what is not supported yet, 25006 for a quota on a standby,
 53000 if the worker cannot keep up.';
 
+CREATE FUNCTION apikeys.key_of_secret(key text) RETURNS uuid
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'apikeys_key_of_secret';
+COMMENT ON FUNCTION apikeys.key_of_secret(text) IS
+'Which key a secret belongs to.
+NULL if it is no key''s, or the key was deleted. Meters and records nothing.';
+
 CREATE FUNCTION @extschema@.apikey_regenerate(
     id uuid,
     grace interval DEFAULT '0'
@@ -60,20 +67,21 @@ never beyond the key''s own expiry; an older one stops at once. Errors: P0002
 for an unknown or deleted key, 22004 and 22023 for arguments.';
 
 CREATE FUNCTION @extschema@.apikey_usage(id uuid) RETURNS apikeys.usage_report
-LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED
+LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'apikey_usage';
 COMMENT ON FUNCTION @extschema@.apikey_usage(uuid) IS
 'Usage of a key in the current period.
 Read from the meter, never behind. Where the plan is the user''s, the figures
-are those that all keys of the user share. Errors: P0002 for an unknown key.';
+are those that all keys of the user share. Errors: P0002 for an unknown key,
+22004 for none.';
 
 CREATE FUNCTION @extschema@.apikey_user_usage(user_id text) RETURNS apikeys.usage_report
-LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED
+LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'apikey_user_usage';
 COMMENT ON FUNCTION @extschema@.apikey_user_usage(text) IS
 'Usage that the keys of a user share in the current period.
-Keys with a plan of their own are not in it. Errors: P0002 for an unknown
-user.';
+Keys with a plan of their own are not in it. Errors: P0002 for an unknown user,
+22004 for none.';
 
 CREATE FUNCTION @extschema@.apikey_purge(older_than interval) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -122,6 +130,21 @@ COMMENT ON FUNCTION apikeys.meter() IS
 charged is held against the limit; it exceeds current_usage by what crashes
 cost. ceiling is how far admission may go before the worker writes again.';
 
+CREATE FUNCTION apikeys.count_of(
+    subject_id uuid,
+    subject text,
+    period text,
+    period_start timestamptz,
+    max_requests bigint,
+    OUT current_usage bigint,
+    OUT charged bigint
+) RETURNS record
+LANGUAGE c VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'apikeys_count_of';
+COMMENT ON FUNCTION apikeys.count_of(uuid, text, text, timestamptz, bigint) IS
+'One count of this database, from the meter or else from apikeys.usage.
+max_requests is the limit, NULL if there is none: it decides what a crash cost.';
+
 CREATE FUNCTION apikeys.statistics(
     OUT name text,
     OUT value bigint,
@@ -153,10 +176,12 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.apikey_usage(uuid),
     @extschema@.apikey_user_usage(text),
     @extschema@.apikey_purge(interval),
+    apikeys.key_of_secret(text),
     apikeys.in_purge(),
     apikeys.keys_before_write(),
     apikeys.announce_change(),
     apikeys.meter(),
+    apikeys.count_of(uuid, text, text, timestamptz, bigint),
     apikeys.statistics(),
     apikeys.period_start(text, timestamptz, timestamptz),
     apikeys.period_end(text, timestamptz, timestamptz)

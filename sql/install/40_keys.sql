@@ -205,6 +205,23 @@ COMMENT ON FUNCTION @extschema@.apikey_get(uuid) IS
 A deleted key is shown with the status "deleted" until it is purged; an unknown id gives no row.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_get(uuid) FROM PUBLIC;
 
+-- plpgsql, not sql: the look-up is by the latest snapshot, so the row is
+-- fetched by a statement that begins after it.
+CREATE FUNCTION @extschema@.apikey_whoami(key text) RETURNS SETOF apikeys.key_objects
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found_id uuid := apikeys.key_of_secret(apikey_whoami.key);
+BEGIN
+    RETURN QUERY SELECT k.* FROM apikeys.key_objects k WHERE k.id = found_id;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.apikey_whoami(text) IS
+'Get a key by its secret.
+Meters nothing and records nothing; a secret that is unknown, or whose key was deleted, gives no row. A disabled or expired key is shown with that status: to decide about a request, call apikey_verify.';
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_whoami(text) FROM PUBLIC;
+
 CREATE FUNCTION @extschema@.apikey_list(user_id text = NULL, plan_id text = NULL,
     api_id text = NULL, metadata jsonb = NULL, page_size int = 100,
     page_offset int = 0, after uuid = NULL, include_deleted boolean = false)
@@ -348,3 +365,27 @@ COMMENT ON FUNCTION @extschema@.apikey_delete(uuid) IS
 It is refused from the moment of the commit on and hidden from lists; the row stays, marked, until apikey_purge.
 Raises P0002 for an unknown or deleted key.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_delete(uuid) FROM PUBLIC;
+
+CREATE FUNCTION @extschema@.apikey_restore(id uuid) RETURNS apikeys.key_objects
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE apikeys.keys k SET deleted_at = NULL
+     WHERE k.id = apikey_restore.id AND k.deleted_at IS NOT NULL;
+    IF NOT FOUND THEN
+        IF apikey_restore.id IS NULL THEN
+            PERFORM apikeys.refuse_unknown('key', NULL);
+        END IF;
+        RAISE EXCEPTION 'deleted key "%" does not exist', apikey_restore.id
+            USING ERRCODE = 'no_data_found',
+            HINT = 'A key can be restored until apikey_purge removes it.';
+    END IF;
+    RETURN (SELECT k FROM apikeys.key_objects k WHERE k.id = apikey_restore.id);
+END
+$$;
+COMMENT ON FUNCTION @extschema@.apikey_restore(uuid) IS
+'Undo the deletion of a key.
+It works again with the secret it had, unless it is disabled or expired.
+Raises P0002 for a key that is unknown, purged or not deleted.';
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_restore(uuid) FROM PUBLIC;

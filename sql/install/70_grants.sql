@@ -7,13 +7,13 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    verifying CONSTANT text[] := '{apikey_verify}';
+    verifying CONSTANT text[] := '{apikey_verify, apikey_whoami}';
     viewing CONSTANT text[] := '{apikey_get, apikey_list, apikey_count,
         apikey_usage, apikey_requests, apikey_plan_get, apikey_plan_list,
         apikey_plan_usage, apikey_user_get, apikey_user_list,
         apikey_user_usage, apikey_user_requests}';
     managing CONSTANT text[] := viewing || '{apikey_create, apikey_update,
-        apikey_delete, apikey_regenerate, apikey_plan_create,
+        apikey_delete, apikey_restore, apikey_regenerate, apikey_plan_create,
         apikey_plan_update, apikey_plan_delete, apikey_user_create,
         apikey_user_update, apikey_user_delete}'::text[];
     wanted text[] := CASE apikey_grant.privileges
