@@ -7,7 +7,7 @@ SELECT id = :'id' AS is_it, name, user_id, status, metadata FROM apikey_whoami(:
 SELECT current_usage FROM apikey_usage(:'id');
 SELECT count(*) FROM apikey_whoami(NULL);
 SELECT count(*) FROM apikey_whoami('not a secret');
-SELECT count(*) FROM apikey_whoami(overlay(:'api_key' PLACING 'x' FROM 10));
+SELECT count(*) FROM apikey_whoami(overlay(:'api_key' PLACING CASE substr(:'api_key', 10, 1) WHEN 'x' THEN 'y' ELSE 'x' END FROM 10));
 BEGIN READ ONLY;
 SELECT name FROM apikey_whoami(:'api_key');
 COMMIT;
