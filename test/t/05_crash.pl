@@ -141,13 +141,28 @@ cmp_ok(usage($node, 'postgres', $up),
 	'<=', 128, 'and nobody is billed for more');
 
 # A first touch right before the crash: no row tells of it yet.
-my ($first, $first_secret) = issue($node, 'postgres', q('first', plan_id => 'up'));
+$node->safe_psql('postgres',
+	q(SELECT apikey_plan_create('Plan', 6400, 'year', plan_id => 'wide')));
+my ($first, $first_secret) =
+  issue($node, 'postgres', q('first', plan_id => 'wide'));
 is(verify_times($node, 'postgres', $first_secret, 2), 2, 'the first requests');
+is( $node->safe_psql(
+		'postgres',
+		"SELECT count(*) FROM apikeys.usage WHERE subject_id = '$first'"),
+	'0',
+	'of which no row tells');
 $node->kill9;
 ok(start_again($node), 'the server starts again');
-my $rest = verify_times($node, 'postgres', $first_secret, 200);
-cmp_ok($rest, '<=', 126, 'are remembered, or allowed for');
-cmp_ok($rest, '>=', 126 - 2, 'at the cost of one step');
+my $rest = verify_times($node, 'postgres', $first_secret, 6500);
+cmp_ok($rest, '<=', 6398, 'are allowed for');
+cmp_ok($rest, '>=', 6400 - 100, 'at the cost of one step');
+is(usage($node, 'postgres', $first), $rest, 'which nobody is billed for');
+
+# A key made after the crash has its whole quota.
+my ($later, $later_secret) =
+  issue($node, 'postgres', q('later', plan_id => 'wide'));
+is(verify_times($node, 'postgres', $later_secret, 6500),
+	6400, 'a key made after the crash pays nothing for it');
 
 # ----- An acknowledged revoke -----
 
