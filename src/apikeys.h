@@ -22,7 +22,8 @@
  *	  lane			 one lane of a database's history, and its statistics
  *	  free_lock		 spinlock: the free entries and the free chunks
  *
- * A backend holds at most one partition at a time, the worker too.  No code
+ * A backend holds at most two partitions at a time, in the order of their
+ * addresses, the worker at most one.  No code
  * that can raise an error, allocate or check for interrupts runs between the
  * first and the last store to shared memory under a partition or lane lock.
  *
@@ -240,10 +241,11 @@ typedef enum AkKeyColumn
 	AK_KEY_EXPIRES_AT,
 	AK_KEY_CREATED_AT,
 	AK_KEY_UPDATED_AT,
-	AK_KEY_DELETED_AT
+	AK_KEY_DELETED_AT,
+	AK_KEY_HAS_LIMITS
 } AkKeyColumn;
 
-#define AK_KEY_COLUMNS (AK_KEY_DELETED_AT + 1)
+#define AK_KEY_COLUMNS (AK_KEY_HAS_LIMITS + 1)
 
 typedef struct AkCatalog
 {
@@ -263,6 +265,12 @@ typedef struct AkCatalog
 				usage_pkey;
 	Oid			incarnations,
 				incarnations_pkey;
+	Oid			limits,
+				limits_plan_id_key,
+				limits_user_id_key,
+				limits_key_id_key;
+	Oid			rate_marks,
+				rate_marks_pkey;
 	Oid			requests;
 	AttrNumber	keys_attnum[AK_KEY_COLUMNS];
 	AkDatabase *db;				/* this database's slot */
@@ -273,6 +281,40 @@ extern const AkCatalog *ak_catalog(void);
 extern bool ak_catalog_exists(void);
 extern uint64 ak_catalog_changes(void);
 extern void ak_catalog_announce(Oid relid);
+
+/* ----- limits.c ----- */
+
+#define AK_LIMIT_NAME_LEN 64	/* bytes of a limit's name, with its zero */
+#define AK_RATES_MAX 8			/* rates that one plan, user or key can set */
+#define AK_LIMITS_MAX (1 + 3 * AK_RATES_MAX)	/* that one request is held to */
+
+#define AK_COST_MAX ((int64) 1 << 31)
+
+/* A rate, as apikeys.limits has it. */
+typedef struct AkRate
+{
+	char		name[AK_LIMIT_NAME_LEN];
+	int64		emission;		/* ns from one request to the next */
+	int64		burst;			/* requests at once */
+	bool		auto_apply;		/* also where the call does not name it */
+} AkRate;
+
+/* The rates of one plan, user or key. */
+typedef struct AkRates
+{
+	int			n;
+	AkRate	   *rates;
+} AkRates;
+
+typedef enum AkOwner
+{
+	AK_OWNER_PLAN,
+	AK_OWNER_USER,
+	AK_OWNER_KEY
+} AkOwner;
+
+extern void ak_rates_of(AkOwner owner, Datum id, MemoryContext context,
+						AkRates *rates);
 
 /* ----- lookup.c ----- */
 
@@ -287,6 +329,7 @@ typedef struct AkPlan
 	bool		has_lifetime;
 	Interval	lifetime;
 	int32		max_keys_per_user;	/* -1: any number */
+	AkRates		rates;			/* good until the next look-up of a plan */
 } AkPlan;
 
 typedef struct AkUser
@@ -297,6 +340,7 @@ typedef struct AkUser
 	char		plan_id[AK_ID_LEN]; /* empty: none */
 	TimestampTz custom_start;	/* AK_CALENDAR: none */
 	pg_uuid_t	subject_id;
+	AkRates		rates;			/* good until the next look-up of a user */
 } AkUser;
 
 typedef struct AkApi
@@ -345,12 +389,14 @@ extern void ak_applicable_plan(const char *plan_id, const AkUser *user,
 typedef struct MeterKey
 {
 	pg_uuid_t	subject_id;
-	TimestampTz period_start;
+	TimestampTz period_start;	/* of a rate: the hash of its name */
 	uint32		generation;		/* of the database's slot */
 	uint16		database;		/* index of the slot */
-	uint8		period;			/* AkPeriod */
+	uint8		period;			/* AkPeriod, or AK_RATE */
 	uint8		is_user;
 } MeterKey;
+
+#define AK_RATE 255
 
 /*
  * One count: a subject in a period.  Guarded by the subject's partition.
@@ -358,6 +404,9 @@ typedef struct MeterKey
  * Two counts are kept: "charged" is what the limit is held against, "lost" is
  * the part of it that nobody consumed but a crash cost; their difference is
  * what is billed.
+ *
+ * Of a rate, "charged" is the theoretical arrival time of the next request, in
+ * ns, and the rest is unused: see rate.c.
  */
 typedef struct MeterEntry
 {
@@ -384,22 +433,100 @@ typedef struct AkCount
 	int64		billed;
 } AkCount;
 
+/* A limit that a request is held to. */
+typedef struct AkLimit
+{
+	MeterKey	key;
+	const char *name;
+	int64		cost;			/* 0: only looked at */
+	int64		amount;			/* a quota's requests per period, -1: unlimited;
+								 * a rate's burst */
+	AkRate		rate;			/* of a rate */
+	bool		refuses;		/* set by the decision, as is the next */
+	AkCount		count;			/* after it */
+} AkLimit;
+
+static inline bool
+ak_limit_is_rate(const AkLimit *limit)
+{
+	return limit->key.period == AK_RATE;
+}
+
+/* A request and all its limits: all are charged, or none. */
+typedef struct AkCharge
+{
+	TimestampTz now;
+	AkSpan		span;			/* the quota's period */
+	int			nlimits;		/* the first is the quota */
+	AkLimit		limits[AK_LIMITS_MAX];
+} AkCharge;
+
 struct AkRecord;
 
 extern Size ak_meter_shmem_size(void);
 extern void ak_meter_shmem_init(bool found);
 extern void ak_meter_key(MeterKey *key, const AkCatalog *catalog,
-						 const AkSubject *subject, TimestampTz period_start);
-extern bool ak_meter_charge(const MeterKey *key, int64 limit, int64 cost,
-							struct AkRecord *record, AkCount *count);
-extern void ak_meter_peek(const MeterKey *key, int64 limit, AkCount *count);
+						 const pg_uuid_t *subject_id, bool is_user,
+						 AkPeriod period, TimestampTz period_start);
+extern AkOutcome ak_meter_charge(AkCharge *charge, struct AkRecord *record);
+extern void ak_meter_look(AkCharge *charge);
 extern void ak_meter_forget(uint32 generation);
+extern void ak_meter_put_rate(const MeterKey *key, int64 arrival);
+typedef void (*AkEntryVisitor) (const MeterEntry *entry, void *arg);
+extern void ak_meter_each_rate(uint32 generation, AkEntryVisitor visit,
+							   void *arg);
 extern int64 ak_meter_step(int64 limit);
 extern int64 ak_meter_headroom(int64 limit);
 extern LWLock *ak_partition_lock(const MeterKey *key);
 extern void ak_meter_barrier(void);
 extern uint32 ak_meter_take_dirty(AkDatabase *db);
 extern bool ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry);
+extern int64 ak_rate_mark(const MeterKey *key);
+extern TimestampTz ak_crash_horizon(const AkCatalog *catalog,
+									const pg_uuid_t *subject_id);
+
+/* ----- limits.c, once more ----- */
+
+typedef struct AkNamedCost
+{
+	char		name[AK_LIMIT_NAME_LEN];
+	int64		cost;
+	bool		found;			/* there is a limit of this name */
+} AkNamedCost;
+
+/* The argument "charges". */
+typedef struct AkNamedCosts
+{
+	int			n;
+	AkNamedCost costs[AK_LIMITS_MAX];
+} AkNamedCosts;
+
+extern void ak_charges_read(Datum json, AkNamedCosts *costs);
+extern void ak_charge_prepare(AkCharge *charge, const AkKey *key,
+							  const AkSubject *subject, int64 cost,
+							  AkNamedCosts *costs, bool all, TimestampTz now);
+extern bool ak_charge_is_free(const AkCharge *charge);
+extern int64 ak_limit_remaining(const AkCharge *charge, const AkLimit *limit);
+extern TimestampTz ak_charge_retry_at(const AkCharge *charge);
+extern Datum ak_charge_show(const AkCharge *charge);
+
+/* ----- rate.c ----- */
+
+extern bool ak_rate_make(int64 amount, const Interval *period, int64 burst,
+						 AkRate *rate);
+extern void ak_rate_key(MeterKey *key, const char *name);
+extern bool ak_rate_admits(const AkRate *rate, int64 arrival, int64 cost,
+						   TimestampTz now);
+extern int64 ak_rate_charge(const AkRate *rate, int64 arrival, int64 cost,
+							TimestampTz now);
+extern int64 ak_rate_remaining(const AkRate *rate, int64 arrival,
+							   TimestampTz now);
+extern TimestampTz ak_rate_full_at(const AkRate *rate, int64 arrival,
+								   TimestampTz now);
+extern bool ak_rate_is_full(int64 arrival, TimestampTz now);
+extern TimestampTz ak_rate_retry_at(const AkRate *rate, int64 arrival,
+									int64 cost, TimestampTz now);
+extern int64 ak_rate_after_crash(const AkRate *rate, TimestampTz crash);
 
 /* ----- history.c ----- */
 

@@ -33,7 +33,7 @@
 
 static AkCatalog catalog;
 static bool resolved = false;
-static uint64 changes = 1;		/* of plans, users and apis */
+static uint64 changes = 1;		/* of plans, users, apis and limits */
 
 static const char *const key_columns[AK_KEY_COLUMNS] = {
 	[AK_KEY_ID] = "id",
@@ -52,6 +52,7 @@ static const char *const key_columns[AK_KEY_COLUMNS] = {
 	[AK_KEY_CREATED_AT] = "created_at",
 	[AK_KEY_UPDATED_AT] = "updated_at",
 	[AK_KEY_DELETED_AT] = "deleted_at",
+	[AK_KEY_HAS_LIMITS] = "has_limits",
 };
 
 /* Runs while invalidations are processed: only flags may be set here. */
@@ -59,7 +60,8 @@ static void
 relcache_callback(Datum arg, Oid relid)
 {
 	if (!OidIsValid(relid) || relid == catalog.plans ||
-		relid == catalog.users || relid == catalog.apis)
+		relid == catalog.users || relid == catalog.apis ||
+		relid == catalog.limits)
 	{
 		changes++;
 		resolved = false;
@@ -70,7 +72,12 @@ relcache_callback(Datum arg, Oid relid)
 			 relid == catalog.plans_pkey || relid == catalog.users_pkey ||
 			 relid == catalog.apis_pkey || relid == catalog.usage ||
 			 relid == catalog.usage_pkey || relid == catalog.incarnations ||
-			 relid == catalog.incarnations_pkey || relid == catalog.requests)
+			 relid == catalog.incarnations_pkey ||
+			 relid == catalog.limits_plan_id_key ||
+			 relid == catalog.limits_user_id_key ||
+			 relid == catalog.limits_key_id_key ||
+			 relid == catalog.rate_marks || relid == catalog.rate_marks_pkey ||
+			 relid == catalog.requests)
 		resolved = false;
 }
 
@@ -148,6 +155,12 @@ resolve(Oid extension)
 	catalog.usage_pkey = relation_oid("usage_pkey", schema);
 	catalog.incarnations = relation_oid("incarnations", schema);
 	catalog.incarnations_pkey = relation_oid("incarnations_pkey", schema);
+	catalog.limits = relation_oid("limits", schema);
+	catalog.limits_plan_id_key = relation_oid("limits_plan_id_key", schema);
+	catalog.limits_user_id_key = relation_oid("limits_user_id_key", schema);
+	catalog.limits_key_id_key = relation_oid("limits_key_id_key", schema);
+	catalog.rate_marks = relation_oid("rate_marks", schema);
+	catalog.rate_marks_pkey = relation_oid("rate_marks_pkey", schema);
 	catalog.requests = relation_oid("requests", schema);
 	for (int i = 0; i < AK_KEY_COLUMNS; i++)
 	{
@@ -219,7 +232,7 @@ ak_catalog_exists(void)
 	return catalog_resolve(true);
 }
 
-/* Changes when a plan, user or api may have. */
+/* Changes when a plan, user, api or limit may have. */
 uint64
 ak_catalog_changes(void)
 {

@@ -232,35 +232,56 @@ remembered(Memory *memory, const char *id)
 }
 
 /*
- * Remember an entry, unless something has changed since it was looked for: it
- * may have been read too early.  "changes" is as of before the look-up.
+ * Make a memory ready to remember what was looked up as of "changes", taken
+ * before the look-up: if something has changed since, the entry may have been
+ * read too early, and is not found again.
  */
-static void *
-remember(Memory *memory, const void *entry, uint64 changes)
+static void
+make_ready(Memory *memory, uint64 changes)
 {
-	void	   *place;
+	HASHCTL		ctl = {0};
 
-	if (memory->table == NULL || memory->changes != changes ||
-		hash_get_num_entries(memory->table) >= REMEMBERED_MAX)
-	{
-		HASHCTL		ctl = {0};
-
-		if (memory->context != NULL)
-			MemoryContextDelete(memory->context);
-		memory->table = NULL;
+	if (memory->table != NULL && memory->changes == changes &&
+		hash_get_num_entries(memory->table) < REMEMBERED_MAX)
+		return;
+	memory->table = NULL;
+	if (memory->context != NULL)
+		MemoryContextReset(memory->context);
+	else
 		memory->context = AllocSetContextCreate(TopMemoryContext,
 												"apikeys rows",
 												ALLOCSET_DEFAULT_SIZES);
-		ctl.keysize = AK_ID_LEN;
-		ctl.entrysize = memory->entry_size;
-		ctl.hcxt = memory->context;
-		memory->table = hash_create(memory->name, 64, &ctl,
-									HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-		memory->changes = changes;
-	}
-	place = hash_search(memory->table, entry, HASH_ENTER, NULL);
+	ctl.keysize = AK_ID_LEN;
+	ctl.entrysize = memory->entry_size;
+	ctl.hcxt = memory->context;
+	memory->table = hash_create(memory->name, 64, &ctl,
+								HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	memory->changes = changes;
+}
+
+/* Remember an entry; what it points to is in the memory's context. */
+static void *
+remember(Memory *memory, const void *entry)
+{
+	void	   *place = hash_search(memory->table, entry, HASH_ENTER, NULL);
+
 	memcpy(place, entry, memory->entry_size);
 	return place;
+}
+
+/* Rates, in the memory of their owner. */
+static AkRates
+keep_rates(Memory *memory, const AkRates *rates)
+{
+	AkRates		kept = {.n = rates->n};
+
+	if (rates->n > 0)
+	{
+		kept.rates = MemoryContextAlloc(memory->context,
+										rates->n * sizeof(AkRate));
+		memcpy(kept.rates, rates->rates, rates->n * sizeof(AkRate));
+	}
+	return kept;
 }
 
 /* ----- plans ----- */
@@ -313,9 +334,13 @@ ak_plan_by_id(const char *id, AkPlan *plan)
 		strlcpy(fresh.id, id, AK_ID_LEN);
 		visit_rows(catalog->plans, catalog->plans_pkey, "id", id, visit_plan,
 				   &fresh);
-		known = remember(&plans, &fresh, changes);
+		ak_rates_of(AK_OWNER_PLAN, CStringGetTextDatum(id),
+					CurrentMemoryContext, &fresh.rates);
+		make_ready(&plans, changes);
 		if (fresh.name != NULL)
-			known->name = MemoryContextStrdup(plans.context, fresh.name);
+			fresh.name = MemoryContextStrdup(plans.context, fresh.name);
+		fresh.rates = keep_rates(&plans, &fresh.rates);
+		known = remember(&plans, &fresh);
 	}
 	*plan = *known;
 	if (plan->name != NULL)
@@ -363,7 +388,12 @@ ak_user_by_id(const char *id, AkUser *user)
 		strlcpy(fresh.id, id, AK_ID_LEN);
 		visit_rows(catalog->users, catalog->users_pkey, "id", id, visit_user,
 				   &fresh);
-		known = remember(&users, &fresh, changes);
+		if (fresh.exists)
+			ak_rates_of(AK_OWNER_USER, CStringGetTextDatum(id),
+						CurrentMemoryContext, &fresh.rates);
+		make_ready(&users, changes);
+		fresh.rates = keep_rates(&users, &fresh.rates);
+		known = remember(&users, &fresh);
 	}
 	*user = *known;
 	return user->exists;
@@ -404,7 +434,8 @@ ak_api_by_id(const char *id, AkApi *api)
 		strlcpy(fresh.id, id, AK_ID_LEN);
 		visit_rows(catalog->apis, catalog->apis_pkey, "id", id, visit_api,
 				   &fresh);
-		known = remember(&apis, &fresh, changes);
+		make_ready(&apis, changes);
+		known = remember(&apis, &fresh);
 	}
 	*api = *known;
 	return api->exists;

@@ -13,8 +13,10 @@
  * beyond it waits for the worker to commit a higher one (as a sequence logs
  * values ahead).  The rules by which a row is read back are in usage_row.c.
  *
- * A request is charged and its history record appended in one critical
- * section, so that neither exists without the other.
+ * A request is decided over all its limits, charged to all of them or none,
+ * and its history record appended, in one critical section.  Its limits belong
+ * to its key and to its key's user: at most two partitions are held, the lower
+ * one first.
  *
  *-------------------------------------------------------------------------
  */
@@ -150,6 +152,17 @@ find_entry(const MeterKey *key)
 	return NULL;
 }
 
+/* Put a filled entry into the table.  The caller holds its partition. */
+static void
+insert_entry(uint32 i, const MeterEntry *filled)
+{
+	uint32	   *bucket = bucket_of(&filled->key);
+
+	ak_shared->entries[i] = *filled;
+	ak_shared->entries[i].next = *bucket;
+	*bucket = i;
+}
+
 static void
 free_entry(uint32 i)
 {
@@ -174,6 +187,14 @@ remove_entry(MeterEntry *entry)
 	free_entry(i);
 }
 
+/* A rate that is not full again is known to memory alone. */
+static bool
+is_filling(const MeterEntry *entry, TimestampTz now)
+{
+	return entry->key.period == AK_RATE &&
+		!ak_rate_is_full(entry->charged, now);
+}
+
 /*
  * Evict one entry that is clean and was not used since the clock hand last
  * came by.  No partition may be held.  False if none was found.
@@ -181,6 +202,8 @@ remove_entry(MeterEntry *entry)
 static bool
 evict_one(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	for (int effort = 0; effort < EVICTION_EFFORT; effort++)
 	{
 		uint32		i = pg_atomic_fetch_add_u32(&ak_shared->hand, 1) %
@@ -196,7 +219,7 @@ evict_one(void)
 		if (entry->in_use && !entry->dirty &&
 			memcmp(&entry->key, &key, sizeof(key)) == 0)
 		{
-			evicted = !entry->recent;
+			evicted = !entry->recent && !is_filling(entry, now);
 			if (evicted)
 				remove_entry(entry);
 			else
@@ -249,6 +272,47 @@ ak_meter_forget(uint32 generation)
 		if (entry->in_use && memcmp(&entry->key, &key, sizeof(key)) == 0)
 			remove_entry(entry);
 		LWLockRelease(lock);
+	}
+}
+
+/* Put a rate into a closed meter.  Errors: 53400 if there is no room. */
+void
+ak_meter_put_rate(const MeterKey *key, int64 arrival)
+{
+	MeterEntry	entry = {.key = *key,.charged = arrival,.in_use = true};
+	LWLock	   *lock = ak_partition_lock(key);
+	uint32		i = allocate_entry();
+
+	if (i == AK_NONE)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("the meter has no room for a rate"),
+				 errhint("Raise \"%s\" (now %d) and restart the server.",
+						 "apikeys.max_tracked_keys", ak_max_tracked_keys)));
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	if (find_entry(key) == NULL)
+	{
+		insert_entry(i, &entry);
+		i = AK_NONE;
+	}
+	LWLockRelease(lock);
+	if (i != AK_NONE)
+		free_entry(i);
+}
+
+/* Show the rates of a closed meter that are not full. */
+void
+ak_meter_each_rate(uint32 generation, AkEntryVisitor visit, void *arg)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int i = 0; i < ak_max_tracked_keys; i++)
+	{
+		const MeterEntry *entry = &ak_shared->entries[i];
+
+		if (entry->in_use && entry->key.generation == generation &&
+			is_filling(entry, now))
+			visit(entry, arg);
 	}
 }
 
@@ -314,16 +378,18 @@ ak_meter_headroom(int64 limit)
 	return limit < 0 ? 0 : limit / 64;
 }
 
+/* The key of a subject's count in this database. */
 void
-ak_meter_key(MeterKey *key, const AkCatalog *catalog, const AkSubject *subject,
+ak_meter_key(MeterKey *key, const AkCatalog *catalog,
+			 const pg_uuid_t *subject_id, bool is_user, AkPeriod period,
 			 TimestampTz period_start)
 {
-	key->subject_id = subject->subject_id;
+	key->subject_id = *subject_id;
 	key->period_start = period_start;
 	key->generation = catalog->generation;
 	key->database = ak_database_index(catalog->db);
-	key->period = subject->plan.period;
-	key->is_user = subject->is_user;
+	key->period = period;
+	key->is_user = is_user;
 }
 
 static AkDatabase *
@@ -332,88 +398,207 @@ database_of(const MeterKey *key)
 	return &ak_shared->databases[key->database];
 }
 
-/*
- * One attempt: straight-line code under the subject's partition.  Sets *count
- * where the entry was found.  "nudge" is set where the worker should be told.
- */
-static ChargeResult
-try_charge(const MeterKey *key, int64 limit, int64 cost,
-		   const AkRecord *record, bool may_drop, AkCount *count, bool *nudge)
+/* The outcome of a charge that some limits refuse: a rate comes first. */
+static AkOutcome
+refusal_of(const AkCharge *charge)
 {
-	AkDatabase *db = database_of(key);
-	LWLock	   *lock = ak_partition_lock(key);
-	MeterEntry *entry;
-	ChargeResult result;
+	for (int i = 0; i < charge->nlimits; i++)
+		if (charge->limits[i].refuses && ak_limit_is_rate(&charge->limits[i]))
+			return AK_RATE_LIMITED;
+	return AK_USAGE_EXCEEDED;
+}
 
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	if (!db->open || db->generation != key->generation)
-	{
-		LWLockRelease(lock);
-		return METER_CLOSED;
-	}
-	entry = find_entry(key);
-	if (entry == NULL)
-	{
-		LWLockRelease(lock);
-		return MISSING;
-	}
+/*
+ * The partitions of a charge's limits, in the order in which they are locked:
+ * its subjects are a key and at most its user.
+ */
+typedef struct Partitions
+{
+	int			n;
+	LWLock	   *locks[2];
+} Partitions;
 
-	entry->limit = limit;
-	entry->recent = true;
-	if ((limit >= 0 && cost > limit - entry->charged) ||
-		cost > PG_INT64_MAX - entry->charged)
-		result = EXCEEDED;
-	else if (limit >= 0 &&
-			 entry->charged + cost - ak_crash_slack > entry->ceiling)
+static void
+find_partitions(const AkCharge *charge, Partitions *partitions)
+{
+	partitions->n = 0;
+	for (int i = 0; i < charge->nlimits; i++)
 	{
-		entry->wanted = Max(entry->wanted, entry->charged + cost);
-		entry->raise_asked = true;
-		mark_dirty(db, entry);
-		db->urgent = true;
-		result = BEYOND_CEILING;
-	}
-	else
-	{
-		switch (ak_history_append(db, record, may_drop))
+		LWLock	   *lock = ak_partition_lock(&charge->limits[i].key);
+
+		if (partitions->n == 0)
+			partitions->locks[partitions->n++] = lock;
+		else if (partitions->n == 1 && lock != partitions->locks[0])
 		{
-			case AK_CLOSED:
-				result = METER_CLOSED;
-				break;
-			case AK_FULL:
-				result = HISTORY_FULL;
-				break;
-			default:
-				entry->charged += cost;
-				mark_dirty(db, entry);
-				result = CHARGED;
-				break;
+			partitions->locks[1] = Max(lock, partitions->locks[0]);
+			partitions->locks[0] = Min(lock, partitions->locks[0]);
+			partitions->n = 2;
 		}
 	}
-	count->charged = entry->charged;
-	count->billed = entry->charged - entry->lost;
+}
+
+static void
+lock_partitions(const Partitions *partitions)
+{
+	for (int i = 0; i < partitions->n; i++)
+		LWLockAcquire(partitions->locks[i], LW_EXCLUSIVE);
+}
+
+static void
+unlock_partitions(const Partitions *partitions)
+{
+	for (int i = 0; i < partitions->n; i++)
+		LWLockRelease(partitions->locks[i]);
+}
+
+/* Whether a limit refuses what is asked of it, as its entry stands. */
+static bool
+refuses(const AkLimit *limit, const MeterEntry *entry, TimestampTz now)
+{
+	if (ak_limit_is_rate(limit))
+		return !ak_rate_admits(&limit->rate, entry->charged, limit->cost, now);
+	return (limit->amount >= 0 && limit->cost > 0 &&
+			limit->cost > limit->amount - entry->charged) ||
+		limit->cost > PG_INT64_MAX - entry->charged;
+}
+
+static bool
+is_beyond_ceiling(const AkLimit *limit, const MeterEntry *entry)
+{
+	return !ak_limit_is_rate(limit) && limit->amount >= 0 &&
+		limit->cost > 0 &&
+		entry->charged + limit->cost - ak_crash_slack > entry->ceiling;
+}
+
+/* Consume what is asked of a limit; everything has been checked. */
+static void
+take(AkDatabase *db, AkLimit *limit, MeterEntry *entry, TimestampTz now,
+	 bool *nudge)
+{
+	if (limit->cost == 0)
+		return;
+	if (ak_limit_is_rate(limit))
+	{
+		entry->charged = ak_rate_charge(&limit->rate, entry->charged,
+										limit->cost, now);
+		return;
+	}
+	entry->charged += limit->cost;
+	mark_dirty(db, entry);
 
 	/* Have the next ceiling on its way before somebody must wait for it. */
-	if (result == CHARGED && limit >= 0 && !entry->raise_asked &&
-		entry->ceiling < limit &&
-		(entry->ceiling - entry->charged) * 2 < ak_meter_step(limit))
+	if (limit->amount >= 0 && !entry->raise_asked &&
+		entry->ceiling < limit->amount &&
+		(entry->ceiling - entry->charged) * 2 < ak_meter_step(limit->amount))
 	{
 		entry->raise_asked = true;
 		db->urgent = true;
 		*nudge = true;
 	}
-	LWLockRelease(lock);
-	return result;
+}
+
+static void
+ask_for_ceiling(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
+{
+	entry->wanted = Max(entry->wanted, entry->charged + limit->cost);
+	entry->raise_asked = true;
+	mark_dirty(db, entry);
+	db->urgent = true;
 }
 
 /*
- * Bring a subject's count into memory from apikeys.usage.  False if there is
- * no entry to be had.  The row is read without a lock; it is the last word if
- * no entry of the partition went away meanwhile (the worker writes only what
- * has an entry) and the meter was not closed.
+ * The decision over all limits, and the charge: straight-line code.  The caller
+ * holds their partitions.  *missing is set to a limit that has no entry.
+ */
+static ChargeResult
+charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
+			  bool may_drop, int *missing, bool *nudge)
+{
+	MeterEntry *entries[AK_LIMITS_MAX];
+	ChargeResult result = CHARGED;
+
+	if (!db->open || db->generation != charge->limits[0].key.generation)
+		return METER_CLOSED;
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		entries[i] = find_entry(&charge->limits[i].key);
+		if (entries[i] == NULL)
+		{
+			*missing = i;
+			return MISSING;
+		}
+	}
+
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		AkLimit    *limit = &charge->limits[i];
+
+		entries[i]->limit = limit->amount;
+		entries[i]->recent = true;
+		limit->refuses = refuses(limit, entries[i], charge->now);
+		if (limit->refuses)
+			result = EXCEEDED;
+	}
+	for (int i = 0; i < charge->nlimits && result != EXCEEDED; i++)
+		if (is_beyond_ceiling(&charge->limits[i], entries[i]))
+		{
+			ask_for_ceiling(db, &charge->limits[i], entries[i]);
+			result = BEYOND_CEILING;
+		}
+	if (result == CHARGED)
+		switch (ak_history_append(db, record, may_drop))
+		{
+			case AK_CLOSED:
+				return METER_CLOSED;
+			case AK_FULL:
+				return HISTORY_FULL;
+			case AK_APPENDED:
+				break;
+		}
+
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		AkLimit    *limit = &charge->limits[i];
+
+		if (result == CHARGED)
+			take(db, limit, entries[i], charge->now, nudge);
+		limit->count.charged = entries[i]->charged;
+		limit->count.billed = entries[i]->charged - entries[i]->lost;
+	}
+	return result;
+}
+
+/* What a limit's entry begins with. */
+static void
+read_entry(const AkLimit *limit, MeterEntry *entry)
+{
+	memset(entry, 0, sizeof(MeterEntry));
+	if (ak_limit_is_rate(limit))
+	{
+		entry->charged = ak_rate_after_crash(&limit->rate,
+											 ak_crash_horizon(ak_catalog(),
+															  &limit->key.subject_id));
+		if (!database_of(&limit->key)->open)
+			entry->charged = Max(entry->charged, ak_rate_mark(&limit->key));
+	}
+	else
+		ak_usage_row(&limit->key, limit->amount, entry);
+	entry->key = limit->key;
+	entry->limit = limit->amount;
+	entry->in_use = true;
+}
+
+/*
+ * Bring a limit's count into memory: a quota's from apikeys.usage; a rate that
+ * is not in memory is full.  False if there is no entry to be had.  The row is
+ * read without a lock; it is the last word if no entry of the partition went
+ * away meanwhile (the worker writes only what has an entry) and the meter was
+ * not closed.
  */
 static bool
-load_entry(const MeterKey *key, int64 limit)
+load_entry(const AkLimit *limit)
 {
+	const MeterKey *key = &limit->key;
 	AkDatabase *db = database_of(key);
 	LWLock	   *lock = ak_partition_lock(key);
 	uint32	   *removed = &table->removed[partition_of(key)];
@@ -427,12 +612,7 @@ load_entry(const MeterKey *key, int64 limit)
 	opened_before = db->opened;
 	LWLockRelease(lock);
 
-	memset(&loaded, 0, sizeof(loaded));
-	ak_usage_row(key, limit, &loaded);
-	loaded.key = *key;
-	loaded.limit = limit;
-	loaded.in_use = true;
-
+	read_entry(limit, &loaded);
 	i = allocate_entry();
 	if (i == AK_NONE)
 		return false;
@@ -441,11 +621,7 @@ load_entry(const MeterKey *key, int64 limit)
 	if (db->open && db->opened == opened_before &&
 		*removed == removed_before && find_entry(key) == NULL)
 	{
-		uint32	   *bucket = bucket_of(key);
-
-		loaded.next = *bucket;
-		ak_shared->entries[i] = loaded;
-		*bucket = i;
+		insert_entry(i, &loaded);
 		i = AK_NONE;
 	}
 	LWLockRelease(lock);
@@ -455,35 +631,38 @@ load_entry(const MeterKey *key, int64 limit)
 }
 
 /*
- * Charge a request to its subject and remember it, or find that the limit
- * refuses it: false, and nothing has changed.  The caller holds no lock.
+ * Charge a request to all its limits and remember it, or find that one refuses
+ * it: then nothing has changed.  The caller holds no lock.
  *
- * limit: requests per period, -1 for unlimited; cost: 1 to 2^31.
- * Sets *count to the subject's count after the decision.
- *
- * Waits for the worker where the ceiling, the history or the meter itself asks
- * for it.  Errors: 53000 if the worker does not come in time.
+ * Sets each limit's count to what it is after the decision, and says which
+ * refuse.  Waits for the worker where a ceiling, the history or the meter itself
+ * asks for it.  Errors: 53000 if the worker does not come in time.
  */
-bool
-ak_meter_charge(const MeterKey *key, int64 limit, int64 cost,
-				AkRecord *record, AkCount *count)
+AkOutcome
+ak_meter_charge(AkCharge *charge, AkRecord *record)
 {
-	AkDatabase *db = database_of(key);
+	AkDatabase *db = database_of(&charge->limits[0].key);
+	Partitions	partitions;
 	AkWait		for_worker;
 	AkWait		for_room;
 	bool		may_drop = record->touch_only || db->stalled ||
 		ak_history_overflow == AK_OVERFLOW_DROP;
 	bool		nudge = false;
+	int			missing = 0;
 	ChargeResult result;
 
+	find_partitions(charge, &partitions);
 	ak_wait_begin(&for_worker, db, ak_meter_timeout);
 	ak_wait_begin(&for_room, db, ak_history_wait_timeout);
 	for (;;)
 	{
-		result = try_charge(key, limit, cost, record, may_drop, count, &nudge);
+		lock_partitions(&partitions);
+		result = charge_locked(db, charge, record, may_drop, &missing, &nudge);
+		unlock_partitions(&partitions);
+
 		if (result == CHARGED || result == EXCEEDED)
 			break;
-		if (result == MISSING && load_entry(key, limit))
+		if (result == MISSING && load_entry(&charge->limits[missing]))
 			continue;
 		if (result == HISTORY_FULL)
 		{
@@ -500,19 +679,22 @@ ak_meter_charge(const MeterKey *key, int64 limit, int64 cost,
 	ak_wait_end(&for_room);
 	ak_wait_end(&for_worker);
 
+	if (result == EXCEEDED)
+		return refusal_of(charge);
 	if (nudge)
 		ak_nudge(db);
-	else if (result == CHARGED)
+	else
 		ak_nudge_if_asleep(db);
-	return result == CHARGED;
+	return AK_VALID;
 }
 
 /*
- * The count of a subject, without bringing it into memory.
+ * Set a limit's count, without bringing it into memory.
  */
-void
-ak_meter_peek(const MeterKey *key, int64 limit, AkCount *count)
+static void
+peek(AkLimit *limit)
 {
+	const MeterKey *key = &limit->key;
 	LWLock	   *lock = ak_partition_lock(key);
 	uint32	   *removed = &table->removed[partition_of(key)];
 	MeterEntry	found;
@@ -533,12 +715,24 @@ ak_meter_peek(const MeterKey *key, int64 limit, AkCount *count)
 		if (!settled)
 		{
 			/* As for loading: an entry that has come or gone is newer. */
-			ak_usage_row(key, limit, &found);
+			read_entry(limit, &found);
 			LWLockAcquire(lock, LW_SHARED);
 			settled = *removed == removed_before && find_entry(key) == NULL;
 			LWLockRelease(lock);
 		}
 	} while (!settled);
-	count->charged = found.charged;
-	count->billed = found.charged - found.lost;
+	limit->count.charged = found.charged;
+	limit->count.billed = found.charged - found.lost;
 }
+
+/*
+ * The same without charging: what the limits would say to a request of no cost
+ * now.
+ */
+void
+ak_meter_look(AkCharge *charge)
+{
+	for (int i = 0; i < charge->nlimits; i++)
+		peek(&charge->limits[i]);
+}
+

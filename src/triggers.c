@@ -298,6 +298,13 @@ apikeys_in_purge(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(ak_in_purge);
 }
 
+/* A deleted plan that nothing refers to any more. */
+#define UNUSED_PLAN \
+	" p.deleted_at <= now() - $1" \
+	" AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.plan_id = p.id)" \
+	" AND NOT EXISTS (SELECT FROM apikeys.users u WHERE u.plan_id = p.id)" \
+	" AND NOT EXISTS (SELECT FROM apikeys.apis a WHERE a.default_plan_id = p.id)"
+
 static int64
 purge_with(const char *query, Datum older_than)
 {
@@ -342,16 +349,20 @@ apikey_purge(PG_FUNCTION_ARGS)
 		(void) purge_with("DELETE FROM apikeys.usage u USING apikeys.users s"
 						  " WHERE u.subject_id = s.subject_id"
 						  " AND s.deleted_at <= now() - $1", older_than);
+		(void) purge_with("DELETE FROM apikeys.limits l USING apikeys.keys k"
+						  " WHERE l.key_id = k.id"
+						  " AND k.deleted_at <= now() - $1", older_than);
+		(void) purge_with("DELETE FROM apikeys.limits l USING apikeys.users u"
+						  " WHERE l.user_id = u.id"
+						  " AND u.deleted_at <= now() - $1", older_than);
 		removed += purge_with("DELETE FROM apikeys.keys"
 							  " WHERE deleted_at <= now() - $1", older_than);
 		removed += purge_with("DELETE FROM apikeys.users"
 							  " WHERE deleted_at <= now() - $1", older_than);
+		(void) purge_with("DELETE FROM apikeys.limits l USING apikeys.plans p"
+						  " WHERE l.plan_id = p.id AND" UNUSED_PLAN, older_than);
 		removed += purge_with("DELETE FROM apikeys.plans p"
-							  " WHERE p.deleted_at <= now() - $1"
-							  " AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.plan_id = p.id)"
-							  " AND NOT EXISTS (SELECT FROM apikeys.users u WHERE u.plan_id = p.id)"
-							  " AND NOT EXISTS (SELECT FROM apikeys.apis a WHERE a.default_plan_id = p.id)",
-							  older_than);
+							  " WHERE" UNUSED_PLAN, older_than);
 	}
 	PG_FINALLY();
 	{

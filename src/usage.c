@@ -36,47 +36,48 @@ enum
 	REPORT_PERIOD,
 	REPORT_PERIOD_START,
 	REPORT_SUBJECT,
+	REPORT_LIMITS,
 	REPORT_COLUMNS
 };
 
-/* A row of apikeys.usage_report about a subject's current period. */
+/*
+ * A row of apikeys.usage_report about a subject's current period.  key is NULL
+ * for what the keys of a user share.
+ */
 static Datum
-report(FunctionCallInfo fcinfo, const pg_uuid_t *key_id, const char *user_id,
+report(FunctionCallInfo fcinfo, const AkKey *key, const char *user_id,
 	   const AkSubject *subject)
 {
-	const AkCatalog *catalog = ak_catalog();
-	int64		limit = subject->plan.max_requests;
-	TimestampTz now = ak_database_clock(catalog->db, GetCurrentTimestamp());
 	TupleDesc	desc;
 	Datum		values[REPORT_COLUMNS] = {0};
 	bool		nulls[REPORT_COLUMNS] = {0};
-	AkSpan		span;
-	AkCount		count;
-	MeterKey	key;
+	AkCharge	charge;
+	const AkLimit *quota = &charge.limits[0];
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
 		desc->natts != REPORT_COLUMNS)
 		elog(ERROR, "unexpected result type of a usage report");
 
-	ak_period_at(subject->plan.period, subject->anchor, now, &span);
-	ak_meter_key(&key, catalog, subject, span.start);
-	ak_meter_peek(&key, limit, &count);
+	ak_charge_prepare(&charge, key, subject, 0, NULL, true,
+					  GetCurrentTimestamp());
+	ak_meter_look(&charge);
 
-	nulls[REPORT_KEY_ID] = key_id == NULL;
-	if (key_id != NULL)
-		values[REPORT_KEY_ID] = UUIDPGetDatum(key_id);
+	nulls[REPORT_KEY_ID] = key == NULL;
+	if (key != NULL)
+		values[REPORT_KEY_ID] = UUIDPGetDatum(&key->id);
 	nulls[REPORT_USER_ID] = user_id[0] == '\0';
 	values[REPORT_USER_ID] = CStringGetTextDatum(user_id);
 	nulls[REPORT_PLAN_ID] = subject->plan.id[0] == '\0';
 	values[REPORT_PLAN_ID] = CStringGetTextDatum(subject->plan.id);
-	values[REPORT_CURRENT_USAGE] = Int64GetDatum(count.billed);
-	nulls[REPORT_LIMIT] = nulls[REPORT_REMAINING] = limit < 0;
-	values[REPORT_LIMIT] = Int64GetDatum(limit);
-	values[REPORT_REMAINING] = Int64GetDatum(Max(limit - count.charged, 0));
-	values[REPORT_RESET_TIME] = TimestampTzGetDatum(span.end);
+	values[REPORT_CURRENT_USAGE] = Int64GetDatum(quota->count.billed);
+	nulls[REPORT_LIMIT] = nulls[REPORT_REMAINING] = quota->amount < 0;
+	values[REPORT_LIMIT] = Int64GetDatum(quota->amount);
+	values[REPORT_REMAINING] = Int64GetDatum(ak_limit_remaining(&charge, quota));
+	values[REPORT_RESET_TIME] = TimestampTzGetDatum(charge.span.end);
 	values[REPORT_PERIOD] = CStringGetTextDatum(ak_period_name(subject->plan.period));
-	values[REPORT_PERIOD_START] = TimestampTzGetDatum(span.start);
+	values[REPORT_PERIOD_START] = TimestampTzGetDatum(charge.span.start);
 	values[REPORT_SUBJECT] = CStringGetTextDatum(subject->is_user ? "user" : "key");
+	values[REPORT_LIMITS] = ak_charge_show(&charge);
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 
@@ -112,7 +113,7 @@ apikey_usage(PG_FUNCTION_ARGS)
 						DatumGetCString(DirectFunctionCall1(uuid_out,
 															UUIDPGetDatum(id))))));
 	ak_subject_of_key(&key, &subject);
-	PG_RETURN_DATUM(report(fcinfo, &key.id, key.user_id, &subject));
+	PG_RETURN_DATUM(report(fcinfo, &key, key.user_id, &subject));
 }
 
 /*
@@ -165,7 +166,8 @@ apikeys_meter(PG_FUNCTION_ARGS)
 		bool		nulls[7] = {0};
 
 		CHECK_FOR_INTERRUPTS();
-		if (!entry->in_use || key.generation != generation)
+		if (!entry->in_use || key.generation != generation ||
+			key.period == AK_RATE)
 			continue;
 		lock = ak_partition_lock(&key);
 		LWLockAcquire(lock, LW_SHARED);
@@ -208,9 +210,8 @@ period_arg(FunctionCallInfo fcinfo, int arg)
 Datum
 apikeys_count_of(PG_FUNCTION_ARGS)
 {
-	AkSubject	subject = {.is_user = false};
-	MeterKey	key;
-	AkCount		count;
+	AkCharge	charge = {.nlimits = 1};
+	AkLimit    *quota = &charge.limits[0];
 	TupleDesc	desc;
 	Datum		values[2];
 	bool		nulls[2] = {0};
@@ -220,14 +221,14 @@ apikeys_count_of(PG_FUNCTION_ARGS)
 			PG_RETURN_NULL();
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "unexpected result type");
-	subject.subject_id = *PG_GETARG_UUID_P(0);
-	subject.is_user = strcmp(text_to_cstring(PG_GETARG_TEXT_PP(1)), "user") == 0;
-	subject.plan.period = period_arg(fcinfo, 2);
 	AcceptInvalidationMessages();
-	ak_meter_key(&key, ak_catalog(), &subject, PG_GETARG_TIMESTAMPTZ(3));
-	ak_meter_peek(&key, PG_ARGISNULL(4) ? -1 : PG_GETARG_INT64(4), &count);
-	values[0] = Int64GetDatum(count.billed);
-	values[1] = Int64GetDatum(count.charged);
+	ak_meter_key(&quota->key, ak_catalog(), PG_GETARG_UUID_P(0),
+				 strcmp(text_to_cstring(PG_GETARG_TEXT_PP(1)), "user") == 0,
+				 period_arg(fcinfo, 2), PG_GETARG_TIMESTAMPTZ(3));
+	quota->amount = PG_ARGISNULL(4) ? -1 : PG_GETARG_INT64(4);
+	ak_meter_look(&charge);
+	values[0] = Int64GetDatum(quota->count.billed);
+	values[1] = Int64GetDatum(quota->count.charged);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
 													  values, nulls)));
 }

@@ -53,6 +53,14 @@ enum
 	INCARNATION_SUPERSEDED_AT
 };
 
+enum
+{
+	RATE_MARK_SUBJECT_ID = 1,
+	RATE_MARK_IS_USER,
+	RATE_MARK_NAME_HASH,
+	RATE_MARK_ARRIVAL
+};
+
 static Datum
 get_column(HeapTuple tuple, Relation rel, int attnum)
 {
@@ -143,6 +151,17 @@ made_at(const pg_uuid_t *id)
 }
 
 /*
+ * The last crash that may have concerned a subject, or DT_NOBEGIN.
+ */
+TimestampTz
+ak_crash_horizon(const AkCatalog *catalog, const pg_uuid_t *subject_id)
+{
+	TimestampTz horizon = crash_horizon(catalog);
+
+	return horizon > made_at(subject_id) ? horizon : DT_NOBEGIN;
+}
+
+/*
  * Read a count into entry->charged, lost, ceiling and written.  False if there
  * is no row.  The caller holds no lock, and sees to it that no newer count is
  * in memory.
@@ -199,12 +218,40 @@ ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry)
 	else
 	{
 		entry->written = AK_UNWRITTEN;
-		entry->charged = crash_horizon(catalog) >
-			Max(key->period_start, made_at(&key->subject_id)) ? headroom : 0;
+		entry->charged = ak_crash_horizon(catalog, &key->subject_id) >
+			key->period_start ? headroom : 0;
 		entry->ceiling = headroom;
 		entry->lost = entry->charged;
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return found;
+}
+
+/*
+ * Where a rate stood when the meter was closed, or 0.  While the meter is open
+ * the marks are in memory.
+ */
+int64
+ak_rate_mark(const MeterKey *key)
+{
+	const AkCatalog *catalog = ak_catalog();
+	Relation	rel = table_open(catalog->rate_marks, AccessShareLock);
+	ScanKeyData scankey[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int64		arrival = 0;
+
+	ScanKeyInit(&scankey[0], RATE_MARK_SUBJECT_ID, BTEqualStrategyNumber,
+				F_UUID_EQ, UUIDPGetDatum(&key->subject_id));
+	ScanKeyInit(&scankey[1], RATE_MARK_NAME_HASH, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum(key->period_start));
+	scan = systable_beginscan(rel, catalog->rate_marks_pkey, true,
+							  GetLatestSnapshot(), 2, scankey);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		arrival = DatumGetInt64(get_column(tuple, rel, RATE_MARK_ARRIVAL));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return arrival;
 }

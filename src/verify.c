@@ -29,8 +29,6 @@
 PG_FUNCTION_INFO_V1(apikey_verify);
 PG_FUNCTION_INFO_V1(apikeys_key_of_secret);
 
-#define AK_COST_MAX ((int64) 1 << 31)
-
 /* Arguments of apikey_verify(). */
 enum
 {
@@ -66,6 +64,7 @@ enum
 	OUT_PERIOD,
 	OUT_RETRY_AFTER,
 	OUT_EXPIRES_AT,
+	OUT_LIMITS,
 	OUT_COLUMNS
 };
 
@@ -76,6 +75,7 @@ typedef struct Request
 	int64		cost;
 	char	   *permission;		/* NULL: none asked for */
 	char	   *api_id;			/* NULL: any */
+	AkNamedCosts *costs;		/* NULL: cost for every limit */
 	TimestampTz now;
 	AkRecord   *record;
 } Request;
@@ -86,9 +86,8 @@ typedef struct Decision
 	bool		key_is_known;	/* key and subject are set */
 	AkKey		key;
 	AkSubject	subject;
-	bool		is_metered;		/* span and count are set */
-	AkSpan		span;
-	AkCount		count;
+	bool		is_metered;		/* charge is set */
+	AkCharge	charge;
 } Decision;
 
 static const char *const outcome_names[] = {
@@ -204,42 +203,33 @@ has_permission(const AkKey *key, const char *permission)
 }
 
 /*
- * Charge the request to its subject.  A standby has no meter: what is
- * unlimited goes on there unmetered, a quota cannot be decided.
+ * Hold the request to its limits, and charge it.  A standby has no meter: what
+ * is unlimited goes on there unmetered, a limit cannot be decided.
  */
 static AkOutcome
 meter(const Request *request, Decision *d)
 {
-	const AkCatalog *catalog = ak_catalog();
-	int64		limit = d->subject.plan.max_requests;
-	MeterKey	key;
-	bool		admitted;
-
+	ak_charge_prepare(&d->charge, &d->key, &d->subject, request->cost,
+					  request->costs, false, request->now);
 	if (RecoveryInProgress())
 	{
-		if (limit < 0)
+		if (d->charge.nlimits == 1 && d->charge.limits[0].amount < 0)
 			return AK_VALID;
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("cannot meter a quota during recovery"),
-				 errdetail("Plan \"%s\" limits the requests of the key, and counts are kept on the primary.",
-						   d->subject.plan.id),
-				 errhint("Verify keys with a quota on the primary server.")));
+				 errmsg("cannot meter a limited key during recovery"),
+				 errdetail("Counts are kept on the primary server."),
+				 errhint("Verify keys that have a quota or a rate on the primary server.")));
 	}
 
-	ak_period_at(d->subject.plan.period, d->subject.anchor,
-				 ak_database_clock(catalog->db, request->now), &d->span);
-	ak_meter_key(&key, catalog, &d->subject, d->span.start);
 	d->is_metered = true;
-	if (request->cost == 0)
+	if (ak_charge_is_free(&d->charge))
 	{
-		ak_meter_peek(&key, limit, &d->count);
+		ak_meter_look(&d->charge);
 		return AK_VALID;
 	}
 	request->record->outcome = AK_VALID;
-	admitted = ak_meter_charge(&key, limit, request->cost, request->record,
-							   &d->count);
-	return admitted ? AK_VALID : AK_USAGE_EXCEEDED;
+	return ak_meter_charge(&d->charge, request->record);
 }
 
 /* The outcome: the first reason to refuse that holds, or VALID. */
@@ -281,10 +271,13 @@ remember(const Request *request, const Decision *d)
 {
 	AkDatabase *db = ak_catalog()->db;
 
-	if (d->outcome == AK_VALID && d->is_metered && request->cost > 0)
+	bool		is_free = d->is_metered ? ak_charge_is_free(&d->charge) :
+		request->cost == 0;
+
+	if (d->outcome == AK_VALID && d->is_metered && !is_free)
 		return;					/* with the charge */
 	request->record->outcome = d->outcome;
-	if (!d->key_is_known || request->cost == 0 || request->record->touch_only)
+	if (!d->key_is_known || is_free || request->record->touch_only)
 		ak_history_count(db, d->outcome);
 	else if (RecoveryInProgress())
 		ak_history_count_standby(db, d->outcome);
@@ -356,11 +349,6 @@ refuse_unsupported(FunctionCallInfo fcinfo)
 				 errmsg("unrecognized value of on_abort"),
 				 errhint("Use on_abort => 'keep'.")));
 	}
-	if (!PG_ARGISNULL(ARG_CHARGES))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("charges by limit are not supported"),
-				 errhint("Use cost for the plan's quota.")));
 }
 
 /* Append a text to a record, cut at a character. */
@@ -515,26 +503,32 @@ answer(FunctionCallInfo fcinfo, const Request *request, const Decision *d)
 	}
 	if (d->is_metered)
 	{
-		int64		limit = d->subject.plan.max_requests;
+		const AkCharge *charge = &d->charge;
+		const AkLimit *quota = &charge->limits[0];
 
-		values[OUT_CURRENT_USAGE] = Int64GetDatum(d->count.billed);
+		values[OUT_CURRENT_USAGE] = Int64GetDatum(quota->count.billed);
 		nulls[OUT_CURRENT_USAGE] = false;
-		values[OUT_RESET_TIME] = TimestampTzGetDatum(d->span.end);
+		values[OUT_RESET_TIME] = TimestampTzGetDatum(charge->span.end);
 		nulls[OUT_RESET_TIME] = false;
 		set_text(values, nulls, OUT_PERIOD,
 				 ak_period_name(d->subject.plan.period));
-		if (limit >= 0)
+		if (quota->amount >= 0)
 		{
-			values[OUT_LIMIT] = Int64GetDatum(limit);
+			values[OUT_LIMIT] = Int64GetDatum(quota->amount);
 			nulls[OUT_LIMIT] = false;
-			values[OUT_REMAINING] = Int64GetDatum(Max(limit - d->count.charged, 0));
+			values[OUT_REMAINING] = Int64GetDatum(ak_limit_remaining(charge, quota));
 			nulls[OUT_REMAINING] = false;
 		}
-		/* Waiting helps only if the request fits in an empty period. */
-		if (d->outcome == AK_USAGE_EXCEEDED && request->cost <= limit)
+		if (d->outcome != AK_VALID && ak_charge_retry_at(charge) != DT_NOEND)
 		{
-			values[OUT_RETRY_AFTER] = seconds_until(d->span.end, request->now);
+			values[OUT_RETRY_AFTER] = seconds_until(ak_charge_retry_at(charge),
+													request->now);
 			nulls[OUT_RETRY_AFTER] = false;
+		}
+		if (request->costs != NULL)
+		{
+			values[OUT_LIMITS] = ak_charge_show(charge);
+			nulls[OUT_LIMITS] = false;
 		}
 	}
 	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
@@ -562,6 +556,7 @@ apikey_verify(PG_FUNCTION_ARGS)
 		char		space[AK_RECORD_MAX];
 	}			record;
 	Request		request;
+	AkNamedCosts costs;
 	Decision	decision;
 
 	refuse_unsupported(fcinfo);
@@ -571,6 +566,12 @@ apikey_verify(PG_FUNCTION_ARGS)
 	request.cost = cost_arg(fcinfo);
 	request.permission = permission_arg(fcinfo);
 	request.api_id = text_arg(fcinfo, ARG_API_ID);
+	request.costs = NULL;
+	if (!PG_ARGISNULL(ARG_CHARGES))
+	{
+		ak_charges_read(PG_GETARG_DATUM(ARG_CHARGES), &costs);
+		request.costs = &costs;
+	}
 	request.now = GetCurrentTimestamp();
 	request.record = &record.record;
 	prepare_record(request.record, &request, fcinfo);

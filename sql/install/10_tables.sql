@@ -139,6 +139,7 @@ CREATE TABLE apikeys.keys (
     last_used_at timestamptz,
     regenerated_at timestamptz,
     deleted_at timestamptz,
+    has_limits boolean NOT NULL DEFAULT false,
     CONSTRAINT keys_digest_key UNIQUE (digest),
     CONSTRAINT keys_previous_check
         CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
@@ -172,6 +173,7 @@ COMMENT ON COLUMN apikeys.keys.updated_at IS 'When the key was last changed (not
 COMMENT ON COLUMN apikeys.keys.last_used_at IS 'When the key was last verified, to within apikeys.last_used_interval';
 COMMENT ON COLUMN apikeys.keys.regenerated_at IS 'When the secret was last replaced';
 COMMENT ON COLUMN apikeys.keys.deleted_at IS 'When the key was deleted';
+COMMENT ON COLUMN apikeys.keys.has_limits IS 'Whether apikeys.limits has rows of the key''s own; kept by a trigger';
 COMMENT ON INDEX apikeys.keys_digest_key IS 'Verification: from the digest of a secret to its key';
 COMMENT ON INDEX apikeys.keys_previous_digest_key IS 'Verification in the grace after a regeneration';
 COMMENT ON INDEX apikeys.keys_api_id_idx IS 'Keys of an api, in order';
@@ -179,6 +181,50 @@ COMMENT ON INDEX apikeys.keys_user_id_idx IS 'Keys of a user, in order';
 COMMENT ON INDEX apikeys.keys_plan_id_idx IS 'Keys of a plan, in order';
 COMMENT ON INDEX apikeys.keys_expires_at_idx IS 'The sweep of expired keys';
 COMMENT ON INDEX apikeys.keys_metadata_idx IS 'Containment searches in metadata (@>)';
+
+-- Rates, by the name of who sets them. The quota of a plan is in apikeys.plans.
+CREATE TABLE apikeys.limits (
+    id uuid PRIMARY KEY DEFAULT apikeys.uuidv7(),
+    plan_id text
+        CONSTRAINT limits_plan_id_fkey REFERENCES apikeys.plans (id),
+    user_id text
+        CONSTRAINT limits_user_id_fkey REFERENCES apikeys.users (id),
+    key_id uuid
+        CONSTRAINT limits_key_id_fkey REFERENCES apikeys.keys (id),
+    name text NOT NULL
+        CONSTRAINT limits_name_check
+        CHECK (octet_length(name) BETWEEN 1 AND 63 AND name NOT IN ('quota', 'credits', 'request_id')),
+    amount bigint NOT NULL
+        CONSTRAINT limits_amount_check CHECK (amount > 0),
+    period interval NOT NULL
+        CONSTRAINT limits_period_check CHECK (period > '0'),
+    burst bigint NOT NULL
+        CONSTRAINT limits_burst_check CHECK (burst > 0),
+    auto_apply boolean NOT NULL DEFAULT true,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT limits_owner_check CHECK (num_nonnulls(plan_id, user_id, key_id) = 1),
+    CONSTRAINT limits_plan_id_key UNIQUE (plan_id, name),
+    CONSTRAINT limits_user_id_key UNIQUE (user_id, name),
+    CONSTRAINT limits_key_id_key UNIQUE (key_id, name)
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.limits', '');
+
+COMMENT ON TABLE apikeys.limits IS 'Rates: so many requests per interval, with a burst, set by a plan, a user or a key';
+COMMENT ON COLUMN apikeys.limits.id IS 'Identifier';
+COMMENT ON COLUMN apikeys.limits.plan_id IS 'The plan that sets the rate: for each key, or for all keys of a user, like its quota';
+COMMENT ON COLUMN apikeys.limits.user_id IS 'The user who sets it, for all keys of the user together; stands in for the plan''s of that name';
+COMMENT ON COLUMN apikeys.limits.key_id IS 'The key that sets it; stands in for its user''s and its plan''s of that name';
+COMMENT ON COLUMN apikeys.limits.name IS 'Name, by which a call can charge it';
+COMMENT ON COLUMN apikeys.limits.amount IS 'Requests per period, sustained';
+COMMENT ON COLUMN apikeys.limits.period IS 'Period, of days or shorter units';
+COMMENT ON COLUMN apikeys.limits.burst IS 'Requests that may come at once; amount if it is not given';
+COMMENT ON COLUMN apikeys.limits.auto_apply IS 'Whether it applies to each request, or only to those that name it';
+COMMENT ON COLUMN apikeys.limits.created_at IS 'When it was made';
+COMMENT ON COLUMN apikeys.limits.updated_at IS 'When it was last changed';
+COMMENT ON INDEX apikeys.limits_plan_id_key IS 'Rates of a plan, by name';
+COMMENT ON INDEX apikeys.limits_user_id_key IS 'Rates of a user, by name';
+COMMENT ON INDEX apikeys.limits_key_id_key IS 'Rates of a key, by name';
 
 -- History. No foreign keys: the worker must depend on no client's row. The
 -- root carries no index, since one there breaks a restore: each partition has
@@ -259,5 +305,22 @@ COMMENT ON COLUMN apikeys.incarnations.id IS 'Identifier, as in apikeys.usage.in
 COMMENT ON COLUMN apikeys.incarnations.started_at IS 'When the meter was opened';
 COMMENT ON COLUMN apikeys.incarnations.closed_at IS 'When it was closed with all counts written; NULL while open or after a crash';
 COMMENT ON COLUMN apikeys.incarnations.superseded_at IS 'After a crash or a restore: when that was noticed';
+
+-- Rates are kept in memory alone while the meter is open. Here they wait while
+-- it is closed.
+CREATE TABLE apikeys.rate_marks (
+    subject_id uuid NOT NULL,
+    is_user boolean NOT NULL,
+    name_hash bigint NOT NULL,
+    arrival bigint NOT NULL,
+    CONSTRAINT rate_marks_pkey PRIMARY KEY (subject_id, name_hash)
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.rate_marks', '');
+
+COMMENT ON TABLE apikeys.rate_marks IS 'Rates in use when the meter was last closed; empty while it is open';
+COMMENT ON COLUMN apikeys.rate_marks.subject_id IS 'Who is metered: keys.id or users.subject_id';
+COMMENT ON COLUMN apikeys.rate_marks.is_user IS 'Whether that is a user';
+COMMENT ON COLUMN apikeys.rate_marks.name_hash IS 'Hash of the rate''s name';
+COMMENT ON COLUMN apikeys.rate_marks.arrival IS 'Theoretical arrival time of the next request, in ns since 2000';
 
 COMMENT ON CONSTRAINT keys_digest_key ON apikeys.keys IS 'A secret belongs to one key';

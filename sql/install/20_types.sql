@@ -41,7 +41,7 @@ CREATE TYPE apikeys.verification AS (
     user_id text, plan_id text, plan_name text, permissions text[],
     metadata jsonb, current_usage bigint, "limit" bigint, remaining bigint,
     reset_time timestamptz, period text, retry_after interval,
-    expires_at timestamptz
+    expires_at timestamptz, limits jsonb
 );
 COMMENT ON TYPE apikeys.verification IS 'The decision about one presented secret';
 COMMENT ON COLUMN apikeys.verification.valid IS 'Whether the request may go on';
@@ -51,11 +51,13 @@ COMMENT ON COLUMN apikeys.verification."limit" IS 'Quota of the period; NULL is 
 COMMENT ON COLUMN apikeys.verification.remaining IS 'What may still be consumed in the period; NULL is unlimited';
 COMMENT ON COLUMN apikeys.verification.reset_time IS 'When the next period begins';
 COMMENT ON COLUMN apikeys.verification.retry_after IS 'How long to wait before the same request can succeed; NULL if waiting does not help';
+COMMENT ON COLUMN apikeys.verification.limits IS 'Every limit that was applied: name, kind, limit, remaining, reset_time, refused; only where charges was given';
 
 CREATE TYPE apikeys.usage_report AS (
     key_id uuid, user_id text, plan_id text, current_usage bigint,
     "limit" bigint, remaining bigint, reset_time timestamptz, period text,
-    period_start timestamptz, subject text
+    period_start timestamptz, subject text, limits jsonb
 );
 COMMENT ON TYPE apikeys.usage_report IS 'Live usage of the current period';
 COMMENT ON COLUMN apikeys.usage_report.subject IS 'key, or user where the figures are shared by all keys of the user';
+COMMENT ON COLUMN apikeys.usage_report.limits IS 'Every limit: name, kind, limit, remaining, reset_time';

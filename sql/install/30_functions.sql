@@ -42,9 +42,11 @@ COMMENT ON FUNCTION @extschema@.apikey_verify(text, text, text, inet, bigint, te
 Always answers one row; call it as SELECT * FROM apikey_verify(...). code is
 VALID or the first reason to refuse. A valid request consumes cost (0 to 2^31;
 0 checks only), whatever becomes of the transaction; a denied one consumes
-nothing. Works in READ ONLY transactions. Errors: 22004 and 22023 for
-arguments, 0A000 for what is not supported yet, 25006 for a quota on a standby,
-53000 if the worker cannot keep up.';
+nothing. charges gives costs by the names of limits, such as {"tokens": 500},
+where they differ from cost, applies limits that do not apply by themselves, and
+has the answer show every limit; {} only shows. Works in READ ONLY transactions.
+Errors: 22004 and 22023 for arguments, 0A000 for what is not supported yet,
+25006 for a limit on a standby, 53000 if the worker cannot keep up.';
 
 CREATE FUNCTION apikeys.key_of_secret(key text) RETURNS uuid
 LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -99,6 +101,14 @@ AS 'MODULE_PATHNAME', 'apikeys_in_purge';
 COMMENT ON FUNCTION apikeys.in_purge() IS
 'Whether apikey_purge is running in this session.
 Only then does a DELETE remove a row.';
+
+CREATE FUNCTION apikeys.is_rate(amount bigint, period interval, burst bigint) RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'apikeys_is_rate';
+COMMENT ON FUNCTION apikeys.is_rate(bigint, interval, bigint) IS
+'Whether a rate can be computed with.
+amount and burst are at least 1; the period is positive, has no months, and at
+most one request a nanosecond; a burst fills within a century.';
 
 CREATE FUNCTION apikeys.keys_before_write() RETURNS trigger
 LANGUAGE c
@@ -178,6 +188,7 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.apikey_purge(interval),
     apikeys.key_of_secret(text),
     apikeys.in_purge(),
+    apikeys.is_rate(bigint, interval, bigint),
     apikeys.keys_before_write(),
     apikeys.announce_change(),
     apikeys.meter(),

@@ -11,11 +11,12 @@ DECLARE
     viewing CONSTANT text[] := '{apikey_get, apikey_list, apikey_count,
         apikey_usage, apikey_requests, apikey_plan_get, apikey_plan_list,
         apikey_plan_usage, apikey_user_get, apikey_user_list,
-        apikey_user_usage, apikey_user_requests}';
+        apikey_user_usage, apikey_user_requests, apikey_limit_list}';
     managing CONSTANT text[] := viewing || '{apikey_create, apikey_update,
         apikey_delete, apikey_restore, apikey_regenerate, apikey_plan_create,
         apikey_plan_update, apikey_plan_delete, apikey_user_create,
-        apikey_user_update, apikey_user_delete}'::text[];
+        apikey_user_update, apikey_user_delete, apikey_limit_set,
+        apikey_limit_delete}'::text[];
     wanted text[] := CASE apikey_grant.privileges
         WHEN 'verifier' THEN verifying
         WHEN 'viewer' THEN viewing

@@ -106,7 +106,7 @@ SELECT t.tgrelid::regclass AS relation, t.tgname, t.tgenabled
  WHERE NOT t.tgisinternal
  ORDER BY t.tgrelid::regclass::text COLLATE "C", t.tgname;
 
--- Those on keys listen to every column but last_used_at.
+-- Those on keys listen to every column but those that are not the client's.
 SELECT t.tgname, a.attname AS not_listened_to
   FROM pg_trigger t
   JOIN pg_attribute a ON a.attrelid = t.tgrelid AND a.attnum > 0 AND NOT a.attisdropped

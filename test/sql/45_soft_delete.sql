@@ -87,7 +87,7 @@ SET session_replication_role = replica;
 DELETE FROM apikeys.keys WHERE id = :'s7';
 DELETE FROM apikeys.users WHERE id = 'sue';
 \set QUIET on
-SELECT test.refusal('TRUNCATE apikeys.keys');
+SELECT test.refusal('TRUNCATE apikeys.keys CASCADE');
 RESET session_replication_role;
 SELECT deleted_at IS NOT NULL AS deleted FROM apikeys.keys WHERE id = :'s7';
 SELECT deleted_at IS NOT NULL AS deleted FROM apikeys.users WHERE id = 'sue';

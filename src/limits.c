@@ -1,0 +1,429 @@
+/*-------------------------------------------------------------------------
+ *
+ * limits.c
+ *	  Which limits a request is held to, and how they are shown.
+ *
+ * The first is always the quota of the plan that applies (unlimited if there
+ * is none).  Then come the rates of the key, its user and the plan, by name: a
+ * key's own rate stands in for its user's of the same name, the user's for the
+ * plan's.  A plan's rates go to the same subject as its quota.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/fmgroids.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "apikeys.h"
+
+PG_FUNCTION_INFO_V1(apikeys_is_rate);
+
+/* What the quota is called among the limits. */
+#define QUOTA_NAME "quota"
+
+/* Columns of apikeys.limits, in the order of the install script. */
+enum
+{
+	LIMIT_ID = 1,
+	LIMIT_PLAN_ID,
+	LIMIT_USER_ID,
+	LIMIT_KEY_ID,
+	LIMIT_NAME,
+	LIMIT_AMOUNT,
+	LIMIT_PERIOD,
+	LIMIT_BURST,
+	LIMIT_AUTO_APPLY
+};
+
+/* ----- reading apikeys.limits ----- */
+
+static void
+read_rate(Relation rel, HeapTuple tuple, AkRate *rate)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		isnull;
+	int64		amount = DatumGetInt64(heap_getattr(tuple, LIMIT_AMOUNT, desc, &isnull));
+	Interval   *period = DatumGetIntervalP(heap_getattr(tuple, LIMIT_PERIOD, desc, &isnull));
+	int64		burst = DatumGetInt64(heap_getattr(tuple, LIMIT_BURST, desc, &isnull));
+
+	text_to_cstring_buffer(DatumGetTextPP(heap_getattr(tuple, LIMIT_NAME, desc, &isnull)),
+						   rate->name, AK_LIMIT_NAME_LEN);
+	rate->auto_apply = DatumGetBool(heap_getattr(tuple, LIMIT_AUTO_APPLY, desc, &isnull));
+
+	/* The table's trigger has checked it: nothing fails open. */
+	if (!ak_rate_make(amount, period, burst, rate))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("limit \"%s\" cannot be computed with", rate->name)));
+}
+
+/*
+ * The rates that one plan, user or key sets, in the memory context given.
+ */
+void
+ak_rates_of(AkOwner owner, Datum id, MemoryContext context, AkRates *rates)
+{
+	const AkCatalog *catalog = ak_catalog();
+	Relation	rel = table_open(catalog->limits, AccessShareLock);
+	Oid			index;
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	if (owner == AK_OWNER_KEY)
+	{
+		index = catalog->limits_key_id_key;
+		ScanKeyInit(&scankey, LIMIT_KEY_ID, BTEqualStrategyNumber, F_UUID_EQ,
+					id);
+	}
+	else
+	{
+		bool		is_plan = owner == AK_OWNER_PLAN;
+
+		index = is_plan ? catalog->limits_plan_id_key : catalog->limits_user_id_key;
+		ScanKeyEntryInitialize(&scankey, 0,
+							   is_plan ? LIMIT_PLAN_ID : LIMIT_USER_ID,
+							   BTEqualStrategyNumber, InvalidOid,
+							   get_typcollation(TEXTOID), F_TEXTEQ, id);
+	}
+	rates->n = 0;
+	rates->rates = NULL;
+	Assert(ActiveSnapshotSet());
+	scan = systable_beginscan(rel, index, true, GetLatestSnapshot(), 1,
+							  &scankey);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		if (rates->rates == NULL)
+			rates->rates = MemoryContextAlloc(context,
+											  AK_RATES_MAX * sizeof(AkRate));
+		if (rates->n == AK_RATES_MAX)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("too many limits for one owner")));
+		read_rate(rel, tuple, &rates->rates[rates->n++]);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+/*
+ * apikeys.is_rate(amount bigint, period interval, burst bigint) -> boolean
+ *
+ * Whether a rate can be computed with; see ak_rate_make().
+ */
+Datum
+apikeys_is_rate(PG_FUNCTION_ARGS)
+{
+	AkRate		rate;
+
+	PG_RETURN_BOOL(ak_rate_make(PG_GETARG_INT64(0), PG_GETARG_INTERVAL_P(1),
+								PG_GETARG_INT64(2), &rate));
+}
+
+/* ----- what the caller charges by name ----- */
+
+static void
+bad_charges(const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid charges"),
+			 errdetail("%s", detail),
+			 errhint("Give a cost by the name of a limit, such as {\"tokens\": 500}.")));
+}
+
+/* A JSON number as a cost. */
+static int64
+cost_of(const JsonbValue *value)
+{
+	Datum		number;
+	Datum		back;
+
+	if (value->type != jbvNumeric)
+		bad_charges("A cost is a whole number.");
+	number = NumericGetDatum(value->val.numeric);
+	if (DatumGetBool(DirectFunctionCall2(numeric_lt, number,
+										 DirectFunctionCall1(int8_numeric, Int64GetDatum(0)))) ||
+		DatumGetBool(DirectFunctionCall2(numeric_gt, number,
+										 DirectFunctionCall1(int8_numeric, Int64GetDatum(AK_COST_MAX)))))
+		bad_charges("A cost is between 0 and 2147483648.");
+	back = DirectFunctionCall1(numeric_int8, number);
+	if (!DatumGetBool(DirectFunctionCall2(numeric_eq, number,
+										  DirectFunctionCall1(int8_numeric, back))))
+		bad_charges("A cost is a whole number.");
+	return DatumGetInt64(back);
+}
+
+/*
+ * Read the argument "charges": an object of costs by the names of limits.
+ * Errors: 22023.
+ */
+void
+ak_charges_read(Datum charges, AkNamedCosts *costs)
+{
+	Jsonb	   *json = DatumGetJsonbP(charges);
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	costs->n = 0;
+	if (!JB_ROOT_IS_OBJECT(json))
+		bad_charges("The argument is no JSON object.");
+	it = JsonbIteratorInit(&json->root);
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		AkNamedCost *cost;
+
+		if (token != WJB_KEY)
+			continue;
+		if (costs->n == AK_LIMITS_MAX)
+			bad_charges("There are too many names.");
+		if (value.val.string.len < 1 ||
+			value.val.string.len >= AK_LIMIT_NAME_LEN)
+			bad_charges("The name of a limit has between 1 and 63 bytes.");
+		cost = &costs->costs[costs->n++];
+		memcpy(cost->name, value.val.string.val, value.val.string.len);
+		cost->name[value.val.string.len] = '\0';
+		cost->found = false;
+		(void) JsonbIteratorNext(&it, &value, true);
+		cost->cost = cost_of(&value);
+	}
+}
+
+static AkNamedCost *
+named_cost(AkNamedCosts *costs, const char *name)
+{
+	for (int i = 0; costs != NULL && i < costs->n; i++)
+		if (strcmp(costs->costs[i].name, name) == 0)
+		{
+			costs->costs[i].found = true;
+			return &costs->costs[i];
+		}
+	return NULL;
+}
+
+/* ----- the limits of a request ----- */
+
+static bool
+is_listed(const AkCharge *charge, const char *name)
+{
+	for (int i = 0; i < charge->nlimits; i++)
+		if (strcmp(charge->limits[i].name, name) == 0)
+			return true;
+	return false;
+}
+
+static void
+add_rates(AkCharge *charge, const AkRates *rates, const pg_uuid_t *subject_id,
+		  bool is_user, int64 cost, AkNamedCosts *costs, bool all)
+{
+	for (int i = 0; i < rates->n; i++)
+	{
+		const AkRate *rate = &rates->rates[i];
+		AkNamedCost *named;
+		AkLimit    *limit;
+
+		if (is_listed(charge, rate->name))
+			continue;
+		named = named_cost(costs, rate->name);
+		if (!rate->auto_apply && named == NULL && !all)
+			continue;
+		limit = &charge->limits[charge->nlimits++];
+		memset(limit, 0, sizeof(AkLimit));
+		limit->key = charge->limits[0].key;
+		limit->key.subject_id = *subject_id;
+		limit->key.is_user = is_user;
+		ak_rate_key(&limit->key, rate->name);
+		limit->rate = *rate;
+		limit->name = rate->name;
+		limit->amount = rate->burst;
+		limit->cost = named != NULL ? named->cost : cost;
+	}
+}
+
+/*
+ * List the limits that a request with a key is held to, and what it costs each:
+ * "cost", unless "costs" (may be NULL) names the limit.  With "all", limits that
+ * do not apply by themselves are listed too.
+ *
+ * Errors: 22023 if costs name a limit that there is not.
+ */
+void
+ak_charge_prepare(AkCharge *charge, const AkKey *key,
+				  const AkSubject *subject, int64 cost, AkNamedCosts *costs,
+				  bool all, TimestampTz now)
+{
+	const AkCatalog *catalog = ak_catalog();
+	AkNamedCost *named = named_cost(costs, QUOTA_NAME);
+	AkLimit    *quota = &charge->limits[0];
+
+	charge->now = ak_database_clock(catalog->db, now);
+	ak_period_at(subject->plan.period, subject->anchor, charge->now,
+				 &charge->span);
+	memset(quota, 0, sizeof(AkLimit));
+	ak_meter_key(&quota->key, catalog, &subject->subject_id, subject->is_user,
+				 subject->plan.period, charge->span.start);
+	quota->name = QUOTA_NAME;
+	quota->amount = subject->plan.max_requests;
+	quota->cost = named != NULL ? named->cost : cost;
+	charge->nlimits = 1;
+
+	if (key != NULL && DatumGetBool(key->values[AK_KEY_HAS_LIMITS]))
+	{
+		AkRates		rates;
+
+		ak_rates_of(AK_OWNER_KEY, UUIDPGetDatum(&key->id),
+					CurrentMemoryContext, &rates);
+		add_rates(charge, &rates, &key->id, false, cost, costs, all);
+	}
+	if (subject->user.exists)
+		add_rates(charge, &subject->user.rates, &subject->user.subject_id,
+				  true, cost, costs, all);
+	add_rates(charge, &subject->plan.rates, &subject->subject_id,
+			  subject->is_user, cost, costs, all);
+
+	for (int i = 0; costs != NULL && i < costs->n; i++)
+		if (!costs->costs[i].found)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("unknown limit \"%s\"", costs->costs[i].name),
+					 errhint("The limits of a key are those of apikey_usage().")));
+}
+
+/* Whether a request costs nothing: then it is only looked at. */
+bool
+ak_charge_is_free(const AkCharge *charge)
+{
+	for (int i = 0; i < charge->nlimits; i++)
+		if (charge->limits[i].cost > 0)
+			return false;
+	return true;
+}
+
+/* ----- what a limit says after a decision ----- */
+
+int64
+ak_limit_remaining(const AkCharge *charge, const AkLimit *limit)
+{
+	if (ak_limit_is_rate(limit))
+		return ak_rate_remaining(&limit->rate, limit->count.charged,
+								 charge->now);
+	return Max(limit->amount - limit->count.charged, 0);
+}
+
+static TimestampTz
+reset_time(const AkCharge *charge, const AkLimit *limit)
+{
+	return ak_limit_is_rate(limit) ?
+		ak_rate_full_at(&limit->rate, limit->count.charged, charge->now) : charge->span.end;
+}
+
+/*
+ * When a refused request can pass, as far as its limits can tell: DT_NOEND if
+ * waiting does not help.
+ */
+TimestampTz
+ak_charge_retry_at(const AkCharge *charge)
+{
+	TimestampTz at = charge->now;
+
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		const AkLimit *limit = &charge->limits[i];
+
+		if (!limit->refuses)
+			continue;
+		if (limit->cost > limit->amount)
+			return DT_NOEND;
+		at = Max(at, ak_limit_is_rate(limit) ?
+				 ak_rate_retry_at(&limit->rate, limit->count.charged,
+								  limit->cost, charge->now) :
+				 charge->span.end);
+	}
+	return at;
+}
+
+static void
+push_key(JsonbParseState **state, const char *key)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = (char *) key;
+	value.val.string.len = strlen(key);
+	pushJsonbValue(state, WJB_KEY, &value);
+}
+
+static void
+push_string(JsonbParseState **state, const char *key, const char *string)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	value.type = jbvString;
+	value.val.string.val = pstrdup(string);
+	value.val.string.len = strlen(string);
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static void
+push_number(JsonbParseState **state, const char *key, int64 number, bool isnull)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	value.type = isnull ? jbvNull : jbvNumeric;
+	if (!isnull)
+		value.val.numeric = int64_to_numeric(number);
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+/*
+ * The limits as JSON: an array of objects with name, kind (quota or rate),
+ * limit, remaining, reset_time and refused.
+ */
+Datum
+ak_charge_show(const AkCharge *charge)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	value;
+	char		buffer[MAXDATELEN + 1];
+
+	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		const AkLimit *limit = &charge->limits[i];
+		bool		unlimited = limit->amount < 0;
+		TimestampTz reset = reset_time(charge, limit);
+
+		pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+		push_string(&state, "name", limit->name);
+		push_string(&state, "kind", ak_limit_is_rate(limit) ? "rate" : "quota");
+		push_number(&state, "limit", limit->amount, unlimited);
+		push_number(&state, "remaining",
+					unlimited ? 0 : ak_limit_remaining(charge, limit), unlimited);
+		(void) JsonEncodeDateTime(buffer, TimestampTzGetDatum(reset),
+								  TIMESTAMPTZOID, NULL);
+		push_string(&state, "reset_time", buffer);
+		push_key(&state, "refused");
+		value.type = jbvBool;
+		value.val.boolean = limit->refuses;
+		pushJsonbValue(&state, WJB_VALUE, &value);
+		pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	}
+	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY,
+														   NULL)));
+}
