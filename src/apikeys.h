@@ -587,6 +587,12 @@ extern void ak_history_consume(AkDatabase *db, int lane,
 extern void ak_history_forget(AkDatabase *db);
 extern void ak_history_barrier(AkDatabase *db);
 
+/* ----- record.c ----- */
+
+extern void ak_record_prepare(AkRecord *record, TimestampTz now, int64 cost,
+							  const inet *ip_address, NullableDatum endpoint,
+							  NullableDatum method, NullableDatum tags);
+
 /* ----- waiting for the worker (wait.c) ----- */
 
 typedef struct AkWait

@@ -17,16 +17,19 @@
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/tuplestore.h"
 #include "utils/typcache.h"
 
 #include "apikeys.h"
 
 PG_FUNCTION_INFO_V1(apikey_verify);
+PG_FUNCTION_INFO_V1(apikey_verify_many);
 PG_FUNCTION_INFO_V1(apikeys_key_of_secret);
 
 /* Arguments of apikey_verify(). */
@@ -79,6 +82,12 @@ typedef struct Request
 	TimestampTz now;
 	AkRecord   *record;
 } Request;
+
+typedef union RecordSpace
+{
+	AkRecord	record;
+	char		space[AK_RECORD_MAX];
+} RecordSpace;
 
 typedef struct Decision
 {
@@ -351,98 +360,6 @@ refuse_unsupported(FunctionCallInfo fcinfo)
 	}
 }
 
-/* Append a text to a record, cut at a character. */
-static int
-append_text(AkRecord *record, Size *used, FunctionCallInfo fcinfo, int arg,
-			int max)
-{
-	text	   *t;
-	int			length;
-
-	if (PG_ARGISNULL(arg))
-		return -1;
-	t = PG_GETARG_TEXT_PP(arg);
-	length = VARSIZE_ANY_EXHDR(t);
-	if (length > max)
-		length = pg_mbcliplen(VARDATA_ANY(t), length, max);
-	memcpy(record->data + *used, VARDATA_ANY(t), length);
-	*used += length;
-	return length;
-}
-
-/* Append the tags, each as its length and its bytes. */
-static void
-append_tags(AkRecord *record, Size *used, FunctionCallInfo fcinfo)
-{
-	Size		begin = *used;
-	Datum	   *tags;
-	bool	   *nulls;
-	int			n;
-
-	record->ntags = -1;
-	record->tags_len = 0;
-	if (PG_ARGISNULL(ARG_TAGS))
-		return;
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_TAGS), TEXTOID, -1, false,
-					  TYPALIGN_INT, &tags, &nulls, &n);
-	for (int i = 0; i < n; i++)
-	{
-		text	   *tag;
-		Size		length;
-		uint16		prefix;
-
-		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("tags must not contain nulls")));
-		tag = DatumGetTextPP(tags[i]);
-		length = VARSIZE_ANY_EXHDR(tag);
-		if (*used - begin + sizeof(prefix) + length > AK_TAGS_MAX)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("tags are too long"),
-					 errdetail("All tags together, and two bytes for each, take at most %d bytes.",
-							   AK_TAGS_MAX)));
-		prefix = length;
-		memcpy(record->data + *used, &prefix, sizeof(prefix));
-		memcpy(record->data + *used + sizeof(prefix), VARDATA_ANY(tag), length);
-		*used += sizeof(prefix) + length;
-	}
-	record->ntags = n;
-	record->tags_len = *used - begin;
-}
-
-/*
- * Prepare the history record, all but its key and its outcome.  With history
- * off it only carries the time of use to the worker.
- */
-static void
-prepare_record(AkRecord *record, const Request *request,
-			   FunctionCallInfo fcinfo)
-{
-	Size		used = 0;
-
-	memset(record, 0, offsetof(AkRecord, data));
-	record->timestamp = request->now;
-	record->cost = request->cost;
-	record->touch_only = !ak_history;
-
-	record->ip_len = -1;
-	if (request->ip_address != NULL)
-	{
-		record->ip_len = VARSIZE_ANY_EXHDR(request->ip_address);
-		memcpy(record->data, VARDATA_ANY(request->ip_address), record->ip_len);
-		used += record->ip_len;
-	}
-	record->method_len = append_text(record, &used, fcinfo, ARG_METHOD,
-									 AK_METHOD_MAX);
-	record->endpoint_len = append_text(record, &used, fcinfo, ARG_ENDPOINT,
-									   AK_ENDPOINT_MAX);
-	append_tags(record, &used, fcinfo);
-	record->length = MAXALIGN(offsetof(AkRecord, data) +
-							  (record->touch_only ? 0 : used));
-}
-
 /* ----- the answer ----- */
 
 static Datum
@@ -471,17 +388,13 @@ set_from_key(Datum *values, bool *nulls, int column, const AkKey *key,
 	nulls[column] = key->nulls[from];
 }
 
-static Datum
-answer(FunctionCallInfo fcinfo, const Request *request, const Decision *d)
+/* The columns of apikeys.verification. */
+static void
+answer(const Request *request, const Decision *d, Datum values[OUT_COLUMNS],
+	   bool nulls[OUT_COLUMNS])
 {
-	TupleDesc	desc = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
-	Datum		values[OUT_COLUMNS] = {0};
-	bool		nulls[OUT_COLUMNS];
-	Datum		result;
-
-	if (desc->natts != OUT_COLUMNS)
-		elog(ERROR, "unexpected number of columns in apikeys.verification");
-	memset(nulls, true, sizeof(nulls));
+	memset(values, 0, OUT_COLUMNS * sizeof(Datum));
+	memset(nulls, true, OUT_COLUMNS * sizeof(bool));
 
 	values[OUT_VALID] = BoolGetDatum(d->outcome == AK_VALID);
 	nulls[OUT_VALID] = false;
@@ -531,9 +444,25 @@ answer(FunctionCallInfo fcinfo, const Request *request, const Decision *d)
 			nulls[OUT_LIMITS] = false;
 		}
 	}
-	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
-	ReleaseTupleDesc(desc);
-	return result;
+}
+
+static void
+verify(Request *request, Decision *decision)
+{
+	/* An open transaction sees no invalidation otherwise. */
+	AcceptInvalidationMessages();
+
+	decision->key_is_known = false;
+	decision->is_metered = false;
+	decision->outcome = decide(request, decision);
+	remember(request, decision);
+}
+
+static void
+check_columns(TupleDesc desc)
+{
+	if (desc->natts != OUT_COLUMNS)
+		elog(ERROR, "unexpected number of columns in apikeys.verification");
 }
 
 /*
@@ -550,14 +479,14 @@ answer(FunctionCallInfo fcinfo, const Request *request, const Decision *d)
 Datum
 apikey_verify(PG_FUNCTION_ARGS)
 {
-	union
-	{
-		AkRecord	record;
-		char		space[AK_RECORD_MAX];
-	}			record;
+	RecordSpace record;
 	Request		request;
 	AkNamedCosts costs;
 	Decision	decision;
+	Datum		values[OUT_COLUMNS];
+	bool		nulls[OUT_COLUMNS];
+	TupleDesc	desc;
+	Datum		result;
 
 	refuse_unsupported(fcinfo);
 	request.secret = fcinfo->args[ARG_KEY];
@@ -574,16 +503,81 @@ apikey_verify(PG_FUNCTION_ARGS)
 	}
 	request.now = GetCurrentTimestamp();
 	request.record = &record.record;
-	prepare_record(request.record, &request, fcinfo);
+	ak_record_prepare(request.record, request.now, request.cost,
+					  request.ip_address, fcinfo->args[ARG_ENDPOINT],
+					  fcinfo->args[ARG_METHOD], fcinfo->args[ARG_TAGS]);
 
-	/* An open transaction sees no invalidation otherwise. */
-	AcceptInvalidationMessages();
+	verify(&request, &decision);
+	answer(&request, &decision, values, nulls);
 
-	decision.key_is_known = false;
-	decision.is_metered = false;
-	decision.outcome = decide(&request, &decision);
-	remember(&request, &decision);
-	PG_RETURN_DATUM(answer(fcinfo, &request, &decision));
+	desc = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
+	check_columns(desc);
+	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+	ReleaseTupleDesc(desc);
+	PG_RETURN_DATUM(result);
+}
+
+/*
+ * apikey_verify_many(keys text[], endpoint text, method text,
+ *					  ip_address inet) -> SETOF apikeys.verification
+ *
+ * Decide about many secrets, one row each, in the order given; each costs one
+ * request.  Errors: 22004 and 22023 for the array, else as apikey_verify().
+ */
+Datum
+apikey_verify_many(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext each;
+	ArrayType  *keys;
+	Datum	   *secrets;
+	bool	   *are_null;
+	int			n;
+
+	if (PG_ARGISNULL(ARG_KEY))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("keys must not be null")));
+	keys = PG_GETARG_ARRAYTYPE_P(ARG_KEY);
+	if (ARR_NDIM(keys) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("keys must be an array of one dimension")));
+	deconstruct_array(keys, TEXTOID, -1, false, TYPALIGN_INT, &secrets,
+					  &are_null, &n);
+	InitMaterializedSRF(fcinfo, 0);
+	check_columns(result->setDesc);
+	each = AllocSetContextCreate(CurrentMemoryContext, "apikeys verification",
+								 ALLOCSET_DEFAULT_SIZES);
+
+	for (int i = 0; i < n; i++)
+	{
+		RecordSpace record;
+		Request		request = {.cost = 1};
+		Decision	decision;
+		Datum		values[OUT_COLUMNS];
+		bool		nulls[OUT_COLUMNS];
+		MemoryContext caller = MemoryContextSwitchTo(each);
+
+		CHECK_FOR_INTERRUPTS();
+		request.secret.value = secrets[i];
+		request.secret.isnull = are_null[i];
+		request.ip_address = PG_ARGISNULL(ARG_IP_ADDRESS) ? NULL :
+			PG_GETARG_INET_PP(ARG_IP_ADDRESS);
+		request.now = GetCurrentTimestamp();
+		request.record = &record.record;
+		ak_record_prepare(request.record, request.now, request.cost,
+						  request.ip_address, fcinfo->args[ARG_ENDPOINT],
+						  fcinfo->args[ARG_METHOD],
+						  (NullableDatum) {.isnull = true});
+		verify(&request, &decision);
+		answer(&request, &decision, values, nulls);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		MemoryContextSwitchTo(caller);
+		MemoryContextReset(each);
+	}
+	MemoryContextDelete(each);
+	return (Datum) 0;
 }
 
 /*

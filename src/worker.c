@@ -368,12 +368,12 @@ close_meter(AkFlush *flush)
 	pgstat_report_activity(STATE_RUNNING, "closing");
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	QueryCancelPending = false;
-	closed = ak_flush_close(flush);
+	closed = ak_incarnation_close(my_db, flush);
 	if (!closed && ShutdownRequestPending)
 	{
 		/* SIGTERM may have come in the midst of it. */
 		QueryCancelPending = false;
-		closed = ak_flush_close(flush);
+		closed = ak_incarnation_close(my_db, flush);
 	}
 	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	return closed;
@@ -400,7 +400,7 @@ ak_worker_main(Datum arg)
 
 	if (AK_WORKER_IS_VISIT(arg))
 	{
-		(void) ak_flush_settle(db);
+		(void) ak_incarnation_settle(db);
 		ak_maintain();
 		if (leave(LEAVE_IDLE))
 			proc_exit(0);
@@ -410,7 +410,7 @@ ak_worker_main(Datum arg)
 	do
 	{
 		(void) was_called();
-		if (!ak_flush_open(db))
+		if (!ak_incarnation_open(db))
 			proc_exit(1);
 		why = serve(flush);
 		if (is_orphaned())

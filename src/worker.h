@@ -36,10 +36,12 @@ typedef enum AkPass
 
 extern bool ak_flush_counts(AkFlush *flush, AkPass pass);
 extern bool ak_flush_is_clean(AkFlush *flush);
-extern bool ak_flush_settle(AkDatabase *db);
-extern bool ak_flush_open(AkDatabase *db);
-extern bool ak_flush_close(AkFlush *flush);
 extern bool ak_flush_history(AkDatabase *db);
+
+/* incarnation.c */
+extern bool ak_incarnation_settle(AkDatabase *db);
+extern bool ak_incarnation_open(AkDatabase *db);
+extern bool ak_incarnation_close(AkDatabase *db, AkFlush *flush);
 
 /* copy.c */
 extern void ak_copy_history(const AkRecord **records, int n);

@@ -48,6 +48,20 @@ has the answer show every limit; {} only shows. Works in READ ONLY transactions.
 Errors: 22004 and 22023 for arguments, 0A000 for what is not supported yet,
 25006 for a limit on a standby, 53000 if the worker cannot keep up.';
 
+CREATE FUNCTION @extschema@.apikey_verify_many(
+    keys text[],
+    endpoint text DEFAULT NULL,
+    method text DEFAULT NULL,
+    ip_address inet DEFAULT NULL
+) RETURNS SETOF apikeys.verification
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 100
+AS 'MODULE_PATHNAME', 'apikey_verify_many';
+COMMENT ON FUNCTION @extschema@.apikey_verify_many(text[], text, text, inet) IS
+'Verify many API keys in one call.
+One row each, in the order given; each valid one consumes one request. A key
+that occurs twice is charged twice. Errors: 22004 and 22023 for the array, else
+as apikey_verify.';
+
 CREATE FUNCTION apikeys.key_of_secret(key text) RETURNS uuid
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'apikeys_key_of_secret';
@@ -182,6 +196,7 @@ COMMENT ON FUNCTION apikeys.period_end(text, timestamptz, timestamptz) IS
 REVOKE EXECUTE ON FUNCTION
     @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[]),
     @extschema@.apikey_verify(text, text, text, inet, bigint, text, text, text[], text, jsonb),
+    @extschema@.apikey_verify_many(text[], text, text, inet),
     @extschema@.apikey_regenerate(uuid, interval),
     @extschema@.apikey_usage(uuid),
     @extschema@.apikey_user_usage(text),
