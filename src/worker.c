@@ -238,8 +238,15 @@ typedef struct Schedule
 	TimestampTz next_counts;
 	TimestampTz next_history;
 	TimestampTz next_sweep;
-	TimestampTz busy_until;		/* then the worker is idle */
+	TimestampTz last_work;
 } Schedule;
+
+/* When the worker has been idle for long enough to leave. */
+static TimestampTz
+idle_at(const Schedule *schedule)
+{
+	return schedule->last_work + ak_worker_idle_timeout * USECS_PER_SEC;
+}
 
 static bool
 has_work(AkFlush *flush)
@@ -256,7 +263,7 @@ flush_counts_due(AkFlush *flush, Schedule *schedule, TimestampTz now)
 		pgstat_report_activity(STATE_RUNNING, "flushing counts");
 		(void) ak_flush_counts(flush, AK_PASS_INTERVAL);
 		my_db->last_flush = GetCurrentTimestamp();
-		schedule->busy_until = now + ak_worker_idle_timeout * USECS_PER_SEC;
+		schedule->last_work = now;
 	}
 	schedule->next_counts = now +
 		ak_flush_interval * INT64CONST(1000) / COUNTS_PER_INTERVAL;
@@ -302,7 +309,7 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 	if (has_work(flush))
 		my_db->worker_awake = true;
 	else
-		until = Min(schedule->next_sweep, schedule->busy_until);
+		until = Min(schedule->next_sweep, idle_at(schedule));
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -322,7 +329,7 @@ serve(AkFlush *flush)
 		.next_counts = now,
 		.next_history = now,
 		.next_sweep = now,
-		.busy_until = now + ak_worker_idle_timeout * USECS_PER_SEC
+		.last_work = now
 	};
 
 	my_db->worker_awake = true;
@@ -350,7 +357,7 @@ serve(AkFlush *flush)
 		if (now >= schedule.next_history ||
 			(my_db->history_urgent && !my_db->stalled))
 			flush_history_due(&schedule, now);
-		if (now >= schedule.busy_until && !has_work(flush))
+		if (now >= idle_at(&schedule) && !has_work(flush))
 			return LEAVE_IDLE;
 		sleep_until_due(flush, &schedule);
 	}
