@@ -179,6 +179,7 @@ typedef struct AkDatabase
 								 * counts to a crash */
 	pg_atomic_uint64 seen;		/* latest wall clock used for a period */
 	pg_atomic_uint32 dirty;		/* list of entries new to the worker */
+	pg_atomic_uint32 refundable;	/* transactions that may yet give back */
 	uint64		ceilings_raised;	/* statistics, the worker's own */
 	uint64		history_rows;
 	uint64		flush_failures;
@@ -423,6 +424,8 @@ typedef struct MeterEntry
 	bool		dirty;			/* the worker has it, or it is on its way */
 	bool		recent;			/* used since the clock hand came by */
 	bool		raise_asked;	/* the worker was asked for a ceiling */
+	uint32		refundable;		/* charges that may yet be given back: the
+								 * entry stays */
 } MeterEntry;
 
 #define AK_UNWRITTEN (-1)
@@ -457,6 +460,7 @@ typedef struct AkCharge
 {
 	TimestampTz now;
 	AkSpan		span;			/* the quota's period */
+	bool		refundable;		/* given back if the transaction aborts */
 	int			nlimits;		/* the first is the quota */
 	AkLimit		limits[AK_LIMITS_MAX];
 } AkCharge;
@@ -470,7 +474,8 @@ extern void ak_meter_key(MeterKey *key, const AkCatalog *catalog,
 						 AkPeriod period, TimestampTz period_start);
 extern AkOutcome ak_meter_charge(AkCharge *charge, struct AkRecord *record);
 extern void ak_meter_look(AkCharge *charge);
-extern void ak_meter_forget(uint32 generation);
+extern void ak_meter_settle(const AkCharge *charge, bool give_back);
+extern void ak_meter_forget(uint32 generation, bool closing);
 extern void ak_meter_put_rate(const MeterKey *key, int64 arrival);
 typedef void (*AkEntryVisitor) (const MeterEntry *entry, void *arg);
 extern void ak_meter_each_rate(uint32 generation, AkEntryVisitor visit,
@@ -509,6 +514,11 @@ extern bool ak_charge_is_free(const AkCharge *charge);
 extern int64 ak_limit_remaining(const AkCharge *charge, const AkLimit *limit);
 extern TimestampTz ak_charge_retry_at(const AkCharge *charge);
 extern Datum ak_charge_show(const AkCharge *charge);
+
+/* ----- refund.c ----- */
+
+extern void ak_refund_prepare(const AkCharge *charge);
+extern void ak_refund_keep(void);
 
 /* ----- rate.c ----- */
 

@@ -88,6 +88,7 @@ slot_init(AkDatabase *db, Oid dboid, Oid extension)
 	db->generation = ++ak_shared->next_generation;
 	pg_atomic_init_u64(&db->seen, 0);
 	pg_atomic_init_u32(&db->dirty, AK_NONE);
+	pg_atomic_init_u32(&db->refundable, 0);
 	for (int i = 0; i < AK_LANES; i++)
 	{
 		db->lanes[i].lane.head = AK_NONE;
@@ -143,7 +144,7 @@ ak_database_release(AkDatabase *db)
 {
 	db->open = false;
 	ak_meter_barrier();
-	ak_meter_forget(db->generation);
+	ak_meter_forget(db->generation, false);
 	ak_history_forget(db);
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
 	db->worker = NULL;

@@ -221,6 +221,6 @@ ak_incarnation_close(AkDatabase *db, AkFlush *flush)
 		!ak_worker_transaction(end_incarnation, db))
 		return false;
 	db->incarnation_open = false;
-	ak_meter_forget(db->generation);
+	ak_meter_forget(db->generation, true);
 	return true;
 }

@@ -172,10 +172,12 @@ is_beyond_ceiling(const AkLimit *limit, const MeterEntry *entry)
 /* Consume what is asked of a limit; everything has been checked. */
 static void
 take(AkDatabase *db, AkLimit *limit, MeterEntry *entry, TimestampTz now,
-	 bool *nudge)
+	 bool refundable, bool *nudge)
 {
 	if (limit->cost == 0)
 		return;
+	if (refundable)
+		entry->refundable++;
 	if (ak_limit_is_rate(limit))
 	{
 		entry->charged = ak_rate_charge(&limit->rate, entry->charged,
@@ -260,7 +262,8 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 		AkLimit    *limit = &charge->limits[i];
 
 		if (result == CHARGED)
-			take(db, limit, entries[i], charge->now, nudge);
+			take(db, limit, entries[i], charge->now, charge->refundable,
+				 nudge);
 		limit->count.charged = entries[i]->charged;
 		limit->count.billed = entries[i]->charged - entries[i]->lost;
 	}
@@ -384,6 +387,43 @@ ak_meter_charge(AkCharge *charge, AkRecord *record)
 	else
 		ak_nudge_if_asleep(db);
 	return AK_VALID;
+}
+
+/*
+ * The end of a refundable charge: it stays, or is given back to what was
+ * charged, whatever period is now.  Its entries are still there.  Runs in the
+ * abort of a transaction: no errors, no look at any table.
+ */
+void
+ak_meter_settle(const AkCharge *charge, bool give_back)
+{
+	AkDatabase *db = database_of(&charge->limits[0].key);
+	Partitions	partitions;
+
+	find_partitions(charge, &partitions);
+	lock_partitions(&partitions);
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		const AkLimit *limit = &charge->limits[i];
+		MeterEntry *entry = limit->cost > 0 ? ak_entry_find(&limit->key) : NULL;
+
+		/* Only a dropped extension forgets a refundable entry. */
+		if (entry == NULL)
+			continue;
+		entry->refundable--;
+		if (!give_back)
+			continue;
+		if (ak_limit_is_rate(limit))
+			entry->charged -= limit->cost * limit->rate.emission;
+		else
+		{
+			entry->charged -= limit->cost;
+			mark_dirty(db, entry);
+		}
+	}
+	unlock_partitions(&partitions);
+	if (give_back)
+		ak_nudge_if_asleep(db);
 }
 
 /*

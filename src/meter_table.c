@@ -207,7 +207,8 @@ evict_one(void)
 		if (entry->in_use && !entry->dirty &&
 			memcmp(&entry->key, &key, sizeof(key)) == 0)
 		{
-			evicted = !entry->recent && !is_filling(entry, now);
+			evicted = !entry->recent && entry->refundable == 0 &&
+				!is_filling(entry, now);
 			if (evicted)
 				remove_entry(entry);
 			else
@@ -243,9 +244,13 @@ ak_entry_allocate(void)
 	}
 }
 
-/* Remove all that a slot's generation holds; it is closed. */
+/*
+ * Remove all that a slot's generation holds; its meter is closed.  When it is
+ * only closing, what may yet be given back stays: it is durable as it is, and
+ * good for the next incarnation, since its ceiling is its count.
+ */
 void
-ak_meter_forget(uint32 generation)
+ak_meter_forget(uint32 generation, bool closing)
 {
 	for (int i = 0; i < ak_max_tracked_keys; i++)
 	{
@@ -257,7 +262,8 @@ ak_meter_forget(uint32 generation)
 			continue;
 		lock = ak_partition_lock(&key);
 		LWLockAcquire(lock, LW_EXCLUSIVE);
-		if (entry->in_use && memcmp(&entry->key, &key, sizeof(key)) == 0)
+		if (entry->in_use && memcmp(&entry->key, &key, sizeof(key)) == 0 &&
+			!(closing && entry->refundable > 0))
 			remove_entry(entry);
 		LWLockRelease(lock);
 	}

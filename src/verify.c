@@ -79,6 +79,7 @@ typedef struct Request
 	char	   *permission;		/* NULL: none asked for */
 	char	   *api_id;			/* NULL: any */
 	AkNamedCosts *costs;		/* NULL: cost for every limit */
+	bool		refund;			/* if the transaction aborts */
 	TimestampTz now;
 	AkRecord   *record;
 } Request;
@@ -218,6 +219,8 @@ has_permission(const AkKey *key, const char *permission)
 static AkOutcome
 meter(const Request *request, Decision *d)
 {
+	AkOutcome	outcome;
+
 	ak_charge_prepare(&d->charge, &d->key, &d->subject, request->cost,
 					  request->costs, false, request->now);
 	if (RecoveryInProgress())
@@ -238,7 +241,13 @@ meter(const Request *request, Decision *d)
 		return AK_VALID;
 	}
 	request->record->outcome = AK_VALID;
-	return ak_meter_charge(&d->charge, request->record);
+	d->charge.refundable = request->refund;
+	if (request->refund)
+		ak_refund_prepare(&d->charge);
+	outcome = ak_meter_charge(&d->charge, request->record);
+	if (request->refund && outcome == AK_VALID)
+		ak_refund_keep();
+	return outcome;
 }
 
 /* The outcome: the first reason to refuse that holds, or VALID. */
@@ -340,24 +349,20 @@ permission_arg(FunctionCallInfo fcinfo)
 	return permission;
 }
 
-/* Arguments that are declared, but of which only the default is there yet. */
-static void
-refuse_unsupported(FunctionCallInfo fcinfo)
+/* Whether the charge is given back if the transaction aborts. */
+static bool
+on_abort_arg(FunctionCallInfo fcinfo)
 {
 	char	   *on_abort = text_arg(fcinfo, ARG_ON_ABORT);
 
-	if (on_abort == NULL || strcmp(on_abort, "keep") != 0)
-	{
-		if (on_abort != NULL && strcmp(on_abort, "refund") == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("refunds on abort are not supported"),
-					 errhint("Use on_abort => 'keep'.")));
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("unrecognized value of on_abort"),
-				 errhint("Use on_abort => 'keep'.")));
-	}
+	if (on_abort != NULL && strcmp(on_abort, "keep") == 0)
+		return false;
+	if (on_abort != NULL && strcmp(on_abort, "refund") == 0)
+		return true;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unrecognized value of on_abort"),
+			 errhint("Use 'keep' or 'refund'.")));
 }
 
 /* ----- the answer ----- */
@@ -488,7 +493,7 @@ apikey_verify(PG_FUNCTION_ARGS)
 	TupleDesc	desc;
 	Datum		result;
 
-	refuse_unsupported(fcinfo);
+	request.refund = on_abort_arg(fcinfo);
 	request.secret = fcinfo->args[ARG_KEY];
 	request.ip_address = PG_ARGISNULL(ARG_IP_ADDRESS) ? NULL :
 		PG_GETARG_INET_PP(ARG_IP_ADDRESS);

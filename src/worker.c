@@ -357,7 +357,8 @@ serve(AkFlush *flush)
 		if (now >= schedule.next_history ||
 			(my_db->history_urgent && !my_db->stalled))
 			flush_history_due(&schedule, now);
-		if (now >= idle_at(&schedule) && !has_work(flush))
+		if (now >= idle_at(&schedule) && !has_work(flush) &&
+			pg_atomic_read_u32(&my_db->refundable) == 0)
 			return LEAVE_IDLE;
 		sleep_until_due(flush, &schedule);
 	}

@@ -1,0 +1,126 @@
+/*-------------------------------------------------------------------------
+ *
+ * refund.c
+ *	  Give a charge back if the transaction, or savepoint, that made it aborts.
+ *
+ * A charge that may be given back is noted in the backend before it is made,
+ * with the subtransaction that made it.  A subtransaction that commits hands
+ * its charges to its parent.  Their entries stay in memory meanwhile, so that
+ * giving back needs no look at any table: an aborting transaction could not.
+ * The worker does not leave as idle before all is settled.
+ *
+ * PREPARE TRANSACTION is refused: its rollback would call nobody.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "utils/memutils.h"
+
+#include "apikeys.h"
+
+typedef struct Refundable
+{
+	struct Refundable *next;	/* made before this one */
+	int			level;			/* nesting of its transaction */
+	bool		is_charged;		/* else it was only prepared */
+	AkCharge	charge;
+} Refundable;
+
+static Refundable *refundables = NULL;
+
+static AkDatabase *
+database_of(const AkCharge *charge)
+{
+	return &ak_shared->databases[charge->limits[0].key.database];
+}
+
+static void
+finish(Refundable *refundable, bool give_back)
+{
+	if (refundable->is_charged)
+		ak_meter_settle(&refundable->charge, give_back);
+	pg_atomic_fetch_sub_u32(&database_of(&refundable->charge)->refundable, 1);
+}
+
+/* Finish all that was made at this level or deeper. */
+static void
+finish_from(int level, bool give_back)
+{
+	while (refundables != NULL && refundables->level >= level)
+	{
+		Refundable *done = refundables;
+
+		refundables = done->next;
+		finish(done, give_back);
+		pfree(done);
+	}
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_PREPARE:
+			if (refundables != NULL)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has verified with on_abort => 'refund'")));
+			break;
+		case XACT_EVENT_COMMIT:
+			finish_from(0, false);
+			break;
+		case XACT_EVENT_ABORT:
+			finish_from(0, true);
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId mine,
+				 SubTransactionId parent, void *arg)
+{
+	int			level = GetCurrentTransactionNestLevel();
+
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		finish_from(level, true);
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+		for (Refundable *r = refundables; r != NULL && r->level >= level; r = r->next)
+			r->level = level - 1;
+}
+
+/*
+ * Note a charge that is about to be made.  From here on the meter stays open;
+ * an error before ak_refund_keep() gives nothing back.
+ */
+void
+ak_refund_prepare(const AkCharge *charge)
+{
+	static bool registered = false;
+	Refundable *refundable;
+
+	if (!registered)
+	{
+		RegisterXactCallback(xact_callback, NULL);
+		RegisterSubXactCallback(subxact_callback, NULL);
+		registered = true;
+	}
+	refundable = MemoryContextAlloc(TopMemoryContext, sizeof(Refundable));
+	refundable->level = GetCurrentTransactionNestLevel();
+	refundable->is_charged = false;
+	refundable->charge = *charge;
+	refundable->next = refundables;
+	pg_atomic_fetch_add_u32(&database_of(charge)->refundable, 1);
+	refundables = refundable;
+}
+
+/* The charge noted last was made. */
+void
+ak_refund_keep(void)
+{
+	refundables->is_charged = true;
+}
