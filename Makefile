@@ -11,7 +11,7 @@ INSTALL_SQL = $(sort $(wildcard $(srcdir)/sql/install/*.sql))
 BUILT_SQL = sql/apikeys--$(EXTVERSION).sql
 DATA_built = $(BUILT_SQL)
 DATA = $(wildcard $(srcdir)/sql/upgrade/*.sql)
-EXTRA_CLEAN = $(BUILT_SQL) results output_iso log tmp_check tmp_check_iso \
+EXTRA_CLEAN = $(BUILT_SQL) fuzz results output_iso log tmp_check tmp_check_iso \
 	regression.diffs regression.out
 
 # The server under test needs the library preloaded: installcheck starts one.
@@ -40,3 +40,17 @@ $(OBJS): $(wildcard $(srcdir)/src/*.h)
 $(BUILT_SQL): $(INSTALL_SQL)
 	@mkdir -p $(@D)
 	cat $^ >$@
+
+# Fuzz the parser of permissions. Needs clang with its runtime libraries; what
+# it learns and finds is kept in fuzz/.
+FUZZ_SECONDS = 60
+.PHONY: fuzz
+fuzz:
+	@mkdir -p fuzz/corpus
+	clang -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=undefined \
+		-I$(srcdir)/test/fuzz -I$(srcdir)/src -o fuzz/permissions_fuzz \
+		$(srcdir)/test/fuzz/permissions_fuzz.c $(srcdir)/src/expression.c
+	fuzz/permissions_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=4200 \
+		-dict=$(srcdir)/test/fuzz/permissions.dict -artifact_prefix=fuzz/ \
+		-print_final_stats=1 fuzz/corpus $(srcdir)/test/fuzz/seeds

@@ -8,6 +8,7 @@
  *	  verify.c	 the decision, in the order of the outcomes
  *	  secret.c	 parse the secret, make its digest
  *	  lookup.c	 find the key's row, its user, its plan
+ *	  permissions.c	 what the key may do (expression.c parses the question)
  *	  period.c	 which period is now
  *	  meter.c	 count, in shared memory
  *	  history.c	 remember, in shared memory
@@ -40,6 +41,7 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
+#include "utils/array.h"
 #include "utils/inet.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
@@ -47,6 +49,7 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
+#include "expression.h"
 
 /* The SQL objects this library works with: pg_extension.extversion. */
 #define AK_VERSION "1.0"
@@ -243,10 +246,11 @@ typedef enum AkKeyColumn
 	AK_KEY_CREATED_AT,
 	AK_KEY_UPDATED_AT,
 	AK_KEY_DELETED_AT,
-	AK_KEY_HAS_LIMITS
+	AK_KEY_HAS_LIMITS,
+	AK_KEY_ROLES
 } AkKeyColumn;
 
-#define AK_KEY_COLUMNS (AK_KEY_HAS_LIMITS + 1)
+#define AK_KEY_COLUMNS (AK_KEY_ROLES + 1)
 
 typedef struct AkCatalog
 {
@@ -262,6 +266,8 @@ typedef struct AkCatalog
 				users_pkey;
 	Oid			apis,
 				apis_pkey;
+	Oid			roles,
+				roles_pkey;
 	Oid			usage,
 				usage_pkey;
 	Oid			incarnations,
@@ -352,6 +358,13 @@ typedef struct AkApi
 	char		default_prefix[AK_PREFIX_MAX + 1];	/* empty: none */
 } AkApi;
 
+typedef struct AkRole
+{
+	char		name[AK_ID_LEN];
+	bool		exists;			/* else the rest is unset */
+	ArrayType  *permissions;
+} AkRole;
+
 typedef struct AkKey
 {
 	pg_uuid_t	id;
@@ -379,11 +392,19 @@ extern int	ak_count_live_keys(const char *user_id, int enough);
 extern bool ak_plan_by_id(const char *id, AkPlan *plan);
 extern bool ak_user_by_id(const char *id, AkUser *user);
 extern bool ak_api_by_id(const char *id, AkApi *api);
+extern bool ak_role_by_name(const char *name, AkRole *role);
 extern void ak_subject_of_key(const AkKey *key, AkSubject *subject);
 extern void ak_subject_of_user(const AkUser *user, AkSubject *subject);
 extern void ak_applicable_plan(const char *plan_id, const AkUser *user,
 							   const char *api_id, AkPlan *plan,
 							   bool *is_user);
+
+/* ----- permissions.c ----- */
+
+extern char *ak_permissions_expression(Datum value);
+extern bool ak_permissions_hold(const char *expression, const AkHeld *held);
+extern void ak_held_by_key(const AkKey *key, AkHeld *held);
+extern void ak_check_permissions(ArrayType *array);
 
 /* ----- meter.c ----- */
 

@@ -5,7 +5,7 @@
  *
  * Resolved by name once a backend, and again after an invalidation of any of
  * them: DROP EXTENSION, REINDEX CONCURRENTLY and the like.  The same callback
- * drops the plans, users and apis that lookup.c remembers: the tables'
+ * drops the plans, users, apis and roles that lookup.c remembers: the tables'
  * triggers send an invalidation with each change, which reaches the backend's
  * own later commands, every other backend at commit (of a prepared transaction
  * too), and standbys.
@@ -33,7 +33,7 @@
 
 static AkCatalog catalog;
 static bool resolved = false;
-static uint64 changes = 1;		/* of plans, users, apis and limits */
+static uint64 changes = 1;		/* of plans, users, apis, limits and roles */
 
 static const char *const key_columns[AK_KEY_COLUMNS] = {
 	[AK_KEY_ID] = "id",
@@ -53,6 +53,7 @@ static const char *const key_columns[AK_KEY_COLUMNS] = {
 	[AK_KEY_UPDATED_AT] = "updated_at",
 	[AK_KEY_DELETED_AT] = "deleted_at",
 	[AK_KEY_HAS_LIMITS] = "has_limits",
+	[AK_KEY_ROLES] = "roles",
 };
 
 /* Runs while invalidations are processed: only flags may be set here. */
@@ -61,7 +62,7 @@ relcache_callback(Datum arg, Oid relid)
 {
 	if (!OidIsValid(relid) || relid == catalog.plans ||
 		relid == catalog.users || relid == catalog.apis ||
-		relid == catalog.limits)
+		relid == catalog.limits || relid == catalog.roles)
 	{
 		changes++;
 		resolved = false;
@@ -70,7 +71,8 @@ relcache_callback(Datum arg, Oid relid)
 			 relid == catalog.keys_previous_digest_key ||
 			 relid == catalog.keys_pkey || relid == catalog.keys_user_id_idx ||
 			 relid == catalog.plans_pkey || relid == catalog.users_pkey ||
-			 relid == catalog.apis_pkey || relid == catalog.usage ||
+			 relid == catalog.apis_pkey || relid == catalog.roles_pkey ||
+			 relid == catalog.usage ||
 			 relid == catalog.usage_pkey || relid == catalog.incarnations ||
 			 relid == catalog.incarnations_pkey ||
 			 relid == catalog.limits_plan_id_key ||
@@ -151,6 +153,8 @@ resolve(Oid extension)
 	catalog.users_pkey = relation_oid("users_pkey", schema);
 	catalog.apis = relation_oid("apis", schema);
 	catalog.apis_pkey = relation_oid("apis_pkey", schema);
+	catalog.roles = relation_oid("roles", schema);
+	catalog.roles_pkey = relation_oid("roles_pkey", schema);
 	catalog.usage = relation_oid("usage", schema);
 	catalog.usage_pkey = relation_oid("usage_pkey", schema);
 	catalog.incarnations = relation_oid("incarnations", schema);
@@ -232,7 +236,7 @@ ak_catalog_exists(void)
 	return catalog_resolve(true);
 }
 
-/* Changes when a plan, user, api or limit may have. */
+/* Changes when a plan, user, api, limit or role may have. */
 uint64
 ak_catalog_changes(void)
 {

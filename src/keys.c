@@ -40,12 +40,13 @@ enum
 	ARG_PERMISSIONS,
 	ARG_ENABLED,
 	ARG_ALLOWED_IPS,
+	ARG_ROLES,
 	ARG_COUNT
 };
 
 /* apikeys.issued_key: id, api_key, then the rest of a key object. */
 #define OUT_API_KEY 1
-#define OUT_COLUMNS 19
+#define OUT_COLUMNS 20
 
 /* The columns of apikeys.issued_key but for the secret, in order. */
 #define RETURNING_KEY \
@@ -56,7 +57,7 @@ enum
 	" ELSE 'active' END," \
 	" start, permissions, metadata, expires_at, created_at, updated_at," \
 	" last_used_at, deleted_at, enabled, allowed_ips, regenerated_at," \
-	" previous_expires_at"
+	" previous_expires_at, roles"
 
 /* Run a statement whose plan is kept for the backend's life. */
 static int
@@ -160,6 +161,31 @@ check_plan(const char *id)
 			 errhint("Make it with apikey_plan_create().")));
 }
 
+static void
+check_roles(ArrayType *roles)
+{
+	Datum	   *names;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(roles, TEXTOID, -1, false, TYPALIGN_INT, &names, &nulls,
+					  &n);
+	for (int i = 0; i < n; i++)
+	{
+		AkRole		role;
+		char	   *name;
+
+		if (nulls[i])
+			continue;			/* the table's constraint says so */
+		name = TextDatumGetCString(names[i]);
+		if (!ak_role_by_name(name, &role))
+			ereport(ERROR,
+					(errcode(ERRCODE_NO_DATA_FOUND),
+					 errmsg("role \"%s\" does not exist", name),
+					 errhint("Make it with apikey_role_create().")));
+	}
+}
+
 static const char *
 choose_prefix(FunctionCallInfo fcinfo, const AkApi *api)
 {
@@ -221,11 +247,11 @@ check_values(FunctionCallInfo fcinfo)
 /*
  * apikey_create(name text, user_id text, plan_id text, metadata jsonb,
  *				 expires_at timestamptz, prefix text, api_id text,
- *				 permissions text[], enabled boolean, allowed_ips cidr[])
- *		-> apikeys.issued_key
+ *				 permissions text[], enabled boolean, allowed_ips cidr[],
+ *				 roles text[]) -> apikeys.issued_key
  *
- * Errors: 22004 and 22023 for arguments, P0002 for an unknown plan or api,
- * 23514 if the user has as many keys as the plan allows.
+ * Errors: 22004 and 22023 for arguments, P0002 for an unknown plan, api or
+ * role, 23514 if the user has as many keys as the plan allows.
  */
 Datum
 apikey_create(PG_FUNCTION_ARGS)
@@ -233,7 +259,7 @@ apikey_create(PG_FUNCTION_ARGS)
 	static SPIPlanPtr plan = NULL;
 	static Oid	types[] = {
 		TEXTOID, TEXTOID, TEXTOID, JSONBOID, TIMESTAMPTZOID, TEXTOID, TEXTOID,
-		TEXTARRAYOID, BOOLOID, CIDRARRAYOID, BYTEAOID
+		TEXTARRAYOID, BOOLOID, CIDRARRAYOID, TEXTARRAYOID, BYTEAOID
 	};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types)];
@@ -255,6 +281,8 @@ apikey_create(PG_FUNCTION_ARGS)
 	find_or_make_api(text_to_cstring(PG_GETARG_TEXT_PP(ARG_API_ID)), &api);
 	if (!PG_ARGISNULL(ARG_PLAN_ID))
 		check_plan(text_to_cstring(PG_GETARG_TEXT_PP(ARG_PLAN_ID)));
+	if (!PG_ARGISNULL(ARG_ROLES))
+		check_roles(PG_GETARG_ARRAYTYPE_P(ARG_ROLES));
 
 	for (int i = 0; i < ARG_COUNT; i++)
 	{
@@ -268,9 +296,9 @@ apikey_create(PG_FUNCTION_ARGS)
 	execute_kept(&plan,
 				 "INSERT INTO apikeys.keys (name, user_id, plan_id, metadata,"
 				 " expires_at, start, api_id, permissions, enabled,"
-				 " allowed_ips, digest) VALUES ($1, $2, $3,"
+				 " allowed_ips, roles, digest) VALUES ($1, $2, $3,"
 				 " coalesce($4, '{}'), $5, $6, $7, coalesce($8, '{}'), $9,"
-				 " $10, $11)" RETURNING_KEY,
+				 " $10, coalesce($11, '{}'), $12)" RETURNING_KEY,
 				 lengthof(types), types, values, nulls);
 	result = issued_key(fcinfo, secret);
 	SPI_finish();

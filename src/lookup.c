@@ -1,15 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * lookup.c
- *	  Find keys, and the plans, users and apis that apply to them.
+ *	  Find keys, and the plans, users, apis and roles that apply to them.
  *
  * Keys are read from the table each time, through the index, with a latest
  * snapshot: a revoke holds for every verification that starts after its
  * commit, whatever the caller's isolation level, and for the caller's own
  * earlier commands.
  *
- * Plans, users and apis are remembered by the backend, a missing one too,
- * until ak_catalog_changes() says that one may have changed.
+ * Plans, users, apis and roles are remembered by the backend, a missing one
+ * too, until ak_catalog_changes() says that one may have changed.
  *
  *-------------------------------------------------------------------------
  */
@@ -439,6 +439,67 @@ ak_api_by_id(const char *id, AkApi *api)
 	}
 	*api = *known;
 	return api->exists;
+}
+
+/* ----- roles ----- */
+
+static Memory roles = {.name = "apikeys roles",.entry_size = sizeof(AkRole)};
+
+static bool
+visit_role(Relation rel, HeapTuple tuple, void *arg)
+{
+	AkRole	   *role = arg;
+	bool		isnull;
+	Datum		value;
+
+	role->exists = true;
+	value = column_of(rel, tuple, "permissions", &isnull);
+	role->permissions = DatumGetArrayTypePCopy(value);
+	return false;
+}
+
+static ArrayType *
+copy_array(const ArrayType *array)
+{
+	ArrayType  *copy = palloc(VARSIZE(array));
+
+	memcpy(copy, array, VARSIZE(array));
+	return copy;
+}
+
+/* A role, with a copy of its permissions.  False if there is none. */
+bool
+ak_role_by_name(const char *name, AkRole *role)
+{
+	const AkCatalog *catalog = ak_catalog();
+	uint64		changes = ak_catalog_changes();
+	AkRole	   *known;
+
+	/* No role has such a name, though a key's row may. */
+	if (strlen(name) >= AK_ID_LEN)
+		return false;
+	known = remembered(&roles, name);
+	if (known == NULL)
+	{
+		AkRole		fresh = {.exists = false};
+
+		strlcpy(fresh.name, name, AK_ID_LEN);
+		visit_rows(catalog->roles, catalog->roles_pkey, "name", name,
+				   visit_role, &fresh);
+		make_ready(&roles, changes);
+		if (fresh.exists)
+		{
+			MemoryContext caller = MemoryContextSwitchTo(roles.context);
+
+			fresh.permissions = copy_array(fresh.permissions);
+			MemoryContextSwitchTo(caller);
+		}
+		known = remember(&roles, &fresh);
+	}
+	*role = *known;
+	if (role->exists)
+		role->permissions = copy_array(role->permissions);
+	return role->exists;
 }
 
 /* ----- whose limit applies ----- */

@@ -82,7 +82,8 @@ ak_force_durable_commit(void)
 
 /*
  * apikeys.announce_change(): AFTER each statement that changes apis, plans,
- * users or keys.  Keys are read anew each time, so nothing remembers them.
+ * users, roles or keys.  Keys are read anew each time, so nothing remembers
+ * them.
  */
 Datum
 apikeys_announce_change(PG_FUNCTION_ARGS)
@@ -154,6 +155,33 @@ set_timestamp(HeapTuple tuple, TupleDesc desc, AkKeyColumn column,
 }
 
 /*
+ * Check the permissions that are new to a key: a row that has got others by
+ * other ways can still be changed and deleted.
+ */
+static void
+check_permissions(HeapTuple old, HeapTuple new, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		value = old_or_new(new, desc, AK_KEY_PERMISSIONS, &isnull);
+	ArrayType  *permissions;
+
+	if (isnull)
+		return;					/* the table's constraint says so */
+	permissions = DatumGetArrayTypeP(value);
+	if (old != NULL)
+	{
+		ArrayType  *before;
+
+		value = old_or_new(old, desc, AK_KEY_PERMISSIONS, &isnull);
+		before = DatumGetArrayTypeP(value);
+		if (VARSIZE(before) == VARSIZE(permissions) &&
+			memcmp(before, permissions, VARSIZE(before)) == 0)
+			return;
+	}
+	ak_check_permissions(permissions);
+}
+
+/*
  * A key joins those of its user: find the plan that will apply to it, and hold
  * the user to its number of keys.
  */
@@ -190,6 +218,7 @@ complete_new_key(HeapTuple tuple, TupleDesc desc)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("expires_at must be in the future")));
+	check_permissions(NULL, tuple, desc);
 
 	join_user(tuple, desc, &plan);
 	if (isnull && plan.has_lifetime)
@@ -277,6 +306,7 @@ apikeys_keys_before_write(PG_FUNCTION_ARGS)
 
 			join_user(tuple, desc, &plan);
 		}
+		check_permissions(data->tg_trigtuple, tuple, desc);
 		tuple = set_timestamp(tuple, desc, AK_KEY_UPDATED_AT,
 							  GetCurrentTransactionStartTimestamp());
 	}

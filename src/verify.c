@@ -76,7 +76,7 @@ typedef struct Request
 	NullableDatum secret;
 	const inet *ip_address;		/* NULL: not told */
 	int64		cost;
-	char	   *permission;		/* NULL: none asked for */
+	char	   *permissions;	/* expression, checked; NULL: none asked for */
 	char	   *api_id;			/* NULL: any */
 	AkNamedCosts *costs;		/* NULL: cost for every limit */
 	bool		refund;			/* if the transaction aborts */
@@ -190,26 +190,14 @@ is_from_allowed_ip(const AkKey *key, const inet *ip_address)
 }
 
 static bool
-has_permission(const AkKey *key, const char *permission)
+has_permissions(const AkKey *key, const char *expression)
 {
-	Datum	   *held;
-	int			n;
-	Size		length;
+	AkHeld		held;
 
-	if (permission == NULL)
+	if (expression == NULL)
 		return true;
-	length = strlen(permission);
-	deconstruct_array(DatumGetArrayTypeP(key->values[AK_KEY_PERMISSIONS]),
-					  TEXTOID, -1, false, TYPALIGN_INT, &held, NULL, &n);
-	for (int i = 0; i < n; i++)
-	{
-		const text *name = DatumGetTextPP(held[i]);
-
-		if (VARSIZE_ANY_EXHDR(name) == length &&
-			memcmp(VARDATA_ANY(name), permission, length) == 0)
-			return true;
-	}
-	return false;
+	ak_held_by_key(key, &held);
+	return ak_permissions_hold(expression, &held);
 }
 
 /*
@@ -276,7 +264,7 @@ decide(const Request *request, Decision *d)
 		return AK_EXPIRED;
 	if (!is_from_allowed_ip(&d->key, request->ip_address))
 		return AK_FORBIDDEN;
-	if (!has_permission(&d->key, request->permission))
+	if (!has_permissions(&d->key, request->permissions))
 		return AK_INSUFFICIENT_PERMISSIONS;
 	return meter(request, d);
 }
@@ -329,24 +317,12 @@ cost_arg(FunctionCallInfo fcinfo)
 	return cost;
 }
 
+/* Checked before the secret is looked at: a bad one never depends on a key. */
 static char *
-permission_arg(FunctionCallInfo fcinfo)
+permissions_arg(FunctionCallInfo fcinfo)
 {
-	char	   *permission = text_arg(fcinfo, ARG_PERMISSIONS);
-
-	if (permission == NULL)
-		return NULL;
-	if (permission[0] == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("permissions must not be empty"),
-				 errhint("Leave it out to ask for none.")));
-	if (strpbrk(permission, " \t\r\n()&|!*,") != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("permission expressions are not supported"),
-				 errhint("Ask for one permission by its name.")));
-	return permission;
+	return PG_ARGISNULL(ARG_PERMISSIONS) ? NULL :
+		ak_permissions_expression(PG_GETARG_DATUM(ARG_PERMISSIONS));
 }
 
 /* Whether the charge is given back if the transaction aborts. */
@@ -498,7 +474,7 @@ apikey_verify(PG_FUNCTION_ARGS)
 	request.ip_address = PG_ARGISNULL(ARG_IP_ADDRESS) ? NULL :
 		PG_GETARG_INET_PP(ARG_IP_ADDRESS);
 	request.cost = cost_arg(fcinfo);
-	request.permission = permission_arg(fcinfo);
+	request.permissions = permissions_arg(fcinfo);
 	request.api_id = text_arg(fcinfo, ARG_API_ID);
 	request.costs = NULL;
 	if (!PG_ARGISNULL(ARG_CHARGES))

@@ -108,6 +108,24 @@ COMMENT ON INDEX apikeys.users_subject_id_key IS 'From a row of apikeys.usage to
 COMMENT ON INDEX apikeys.users_plan_id_idx IS 'Users of a plan';
 COMMENT ON INDEX apikeys.users_metadata_idx IS 'Containment searches in metadata (@>)';
 
+CREATE TABLE apikeys.roles (
+    name text PRIMARY KEY
+        CONSTRAINT roles_name_check CHECK (octet_length(name) BETWEEN 1 AND 255),
+    description text,
+    permissions text[] NOT NULL DEFAULT '{}'
+        CONSTRAINT roles_permissions_check CHECK (array_position(permissions, NULL) IS NULL),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.roles', '');
+
+COMMENT ON TABLE apikeys.roles IS 'Named bundles of permissions';
+COMMENT ON COLUMN apikeys.roles.name IS 'Name, as keys give it in their roles';
+COMMENT ON COLUMN apikeys.roles.description IS 'What the role is for';
+COMMENT ON COLUMN apikeys.roles.permissions IS 'What a key with the role may do, besides its own permissions; written like those';
+COMMENT ON COLUMN apikeys.roles.created_at IS 'When the role was made';
+COMMENT ON COLUMN apikeys.roles.updated_at IS 'When the role was last changed';
+
 -- Room is left in each page (fillfactor) so that last_used_at, which no index
 -- holds, is updated in place (HOT).
 CREATE TABLE apikeys.keys (
@@ -140,6 +158,8 @@ CREATE TABLE apikeys.keys (
     regenerated_at timestamptz,
     deleted_at timestamptz,
     has_limits boolean NOT NULL DEFAULT false,
+    roles text[] NOT NULL DEFAULT '{}'
+        CONSTRAINT keys_roles_check CHECK (array_position(roles, NULL) IS NULL),
     CONSTRAINT keys_digest_key UNIQUE (digest),
     CONSTRAINT keys_previous_check
         CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
@@ -164,7 +184,7 @@ COMMENT ON COLUMN apikeys.keys.start IS 'Prefix and first four characters of the
 COMMENT ON COLUMN apikeys.keys.digest IS 'SHA-256 of the secret';
 COMMENT ON COLUMN apikeys.keys.previous_digest IS 'SHA-256 of the secret before the last regeneration, if it was given a grace';
 COMMENT ON COLUMN apikeys.keys.previous_expires_at IS 'Until when the previous secret works';
-COMMENT ON COLUMN apikeys.keys.permissions IS 'What the key may do, by name';
+COMMENT ON COLUMN apikeys.keys.permissions IS 'What the key may do, by name; "docs.*" is all below "docs", "*" is everything';
 COMMENT ON COLUMN apikeys.keys.allowed_ips IS 'Networks the key may be used from; NULL is anywhere';
 COMMENT ON COLUMN apikeys.keys.metadata IS 'The application''s own data, a JSON object';
 COMMENT ON COLUMN apikeys.keys.expires_at IS 'From when on the key is refused; NULL is never';
@@ -174,6 +194,7 @@ COMMENT ON COLUMN apikeys.keys.last_used_at IS 'When the key was last verified, 
 COMMENT ON COLUMN apikeys.keys.regenerated_at IS 'When the secret was last replaced';
 COMMENT ON COLUMN apikeys.keys.deleted_at IS 'When the key was deleted';
 COMMENT ON COLUMN apikeys.keys.has_limits IS 'Whether apikeys.limits has rows of the key''s own; kept by a trigger';
+COMMENT ON COLUMN apikeys.keys.roles IS 'Roles whose permissions the key holds too; one that does not exist grants nothing';
 COMMENT ON INDEX apikeys.keys_digest_key IS 'Verification: from the digest of a secret to its key';
 COMMENT ON INDEX apikeys.keys_previous_digest_key IS 'Verification in the grace after a regeneration';
 COMMENT ON INDEX apikeys.keys_api_id_idx IS 'Keys of an api, in order';

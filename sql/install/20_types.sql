@@ -9,7 +9,7 @@ SELECT k.id, k.api_id, k.name, k.user_id, k.plan_id,
             ELSE 'active' END AS status,
        k.start, k.permissions, k.metadata, k.expires_at, k.created_at,
        k.updated_at, k.last_used_at, k.deleted_at, k.enabled, k.allowed_ips,
-       k.regenerated_at, k.previous_expires_at
+       k.regenerated_at, k.previous_expires_at, k.roles
   FROM apikeys.keys k;
 COMMENT ON VIEW apikeys.key_objects IS 'Keys as the functions show them: with a status, without digests';
 
@@ -26,13 +26,18 @@ SELECT u.id, u.name, u.email, u.plan_id, u.custom_start, u.is_disabled,
   FROM apikeys.users u;
 COMMENT ON VIEW apikeys.user_objects IS 'Users as the functions show them';
 
+CREATE VIEW apikeys.role_objects AS
+SELECT r.name, r.description, r.permissions, r.created_at, r.updated_at
+  FROM apikeys.roles r;
+COMMENT ON VIEW apikeys.role_objects IS 'Roles as the functions show them';
+
 CREATE TYPE apikeys.issued_key AS (
     id uuid, api_key text, api_id text, name text, user_id text, plan_id text,
     status text, start text, permissions text[], metadata jsonb,
     expires_at timestamptz, created_at timestamptz, updated_at timestamptz,
     last_used_at timestamptz, deleted_at timestamptz, enabled boolean,
     allowed_ips cidr[], regenerated_at timestamptz,
-    previous_expires_at timestamptz
+    previous_expires_at timestamptz, roles text[]
 );
 COMMENT ON TYPE apikeys.issued_key IS 'A key object with its secret (api_key), which is shown this once';
 

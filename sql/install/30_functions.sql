@@ -11,17 +11,19 @@ CREATE FUNCTION @extschema@.apikey_create(
     api_id text DEFAULT 'default',
     permissions text[] DEFAULT '{}',
     enabled boolean DEFAULT true,
-    allowed_ips cidr[] DEFAULT NULL
+    allowed_ips cidr[] DEFAULT NULL,
+    roles text[] DEFAULT '{}'
 ) RETURNS apikeys.issued_key
 LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'apikey_create';
-COMMENT ON FUNCTION @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[]) IS
+COMMENT ON FUNCTION @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[], text[]) IS
 'Create an API key.
 Returns the key with its secret (api_key), which is shown this once. Without
-expires_at the key lives as long as its plan says. Errors: P0002 for an unknown
-plan or api, 22004 and 22023 for arguments, 23514 if the user has as many live
-keys as the plan allows.';
+expires_at the key lives as long as its plan says. It holds its permissions and
+those of its roles; "docs.*" is all below "docs", "*" is everything. Errors:
+P0002 for an unknown plan, api or role, 22004 and 22023 for arguments, 23514 if
+the user has as many live keys as the plan allows.';
 
 CREATE FUNCTION @extschema@.apikey_verify(
     key text,
@@ -42,11 +44,15 @@ COMMENT ON FUNCTION @extschema@.apikey_verify(text, text, text, inet, bigint, te
 Always answers one row; call it as SELECT * FROM apikey_verify(...). code is
 VALID or the first reason to refuse. A valid request consumes cost (0 to 2^31;
 0 checks only), whatever becomes of the transaction; a denied one consumes
-nothing. charges gives costs by the names of limits, such as {"tokens": 500},
-where they differ from cost, applies limits that do not apply by themselves, and
-has the answer show every limit; {} only shows. Works in READ ONLY transactions.
-Errors: 22004 and 22023 for arguments, 0A000 for what is not supported yet,
-25006 for a limit on a standby, 53000 if the worker cannot keep up.';
+nothing. permissions is what the key must hold, itself or by its roles: names
+with AND, OR, NOT (or & | !) and parentheses, at most 4,096 bytes and 64
+parentheses deep. charges gives costs by the names of limits, such as
+{"tokens": 500}, where they differ from cost, applies limits that do not apply
+by themselves, and has the answer show every limit; {} only shows. on_abort =>
+''refund'' gives back what is consumed if the transaction or savepoint aborts.
+Works in READ ONLY transactions. Errors: 22004 and 22023 for arguments, such as a
+syntax error in permissions, whatever the key; 25006 for a limit on a standby,
+53000 if the worker cannot keep up.';
 
 CREATE FUNCTION @extschema@.apikey_verify_many(
     keys text[],
@@ -130,7 +136,17 @@ AS 'MODULE_PATHNAME', 'apikeys_keys_before_write';
 COMMENT ON FUNCTION apikeys.keys_before_write() IS
 'Trigger: check and complete a row of apikeys.keys.
 A new key takes its expiry from its plan and is refused if it lies in the past
-or the user has keys enough; a restored row is left as it is.';
+or the user has keys enough; a restored row is left as it is. Permissions that
+are new to the key must be such as can be held.';
+
+CREATE FUNCTION apikeys.check_permissions(permissions text[]) RETURNS void
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'apikeys_check_permissions';
+COMMENT ON FUNCTION apikeys.check_permissions(text[]) IS
+'Refuse permissions that cannot be held.
+A permission is 1 to 255 bytes: segments of letters, digits, "_", ":" and "-",
+with periods between them; the last one may be the wildcard "*". Raises 22023;
+says which element is wrong, and where.';
 
 CREATE FUNCTION apikeys.announce_change() RETURNS trigger
 LANGUAGE c
@@ -194,7 +210,7 @@ COMMENT ON FUNCTION apikeys.period_end(text, timestamptz, timestamptz) IS
 'When the period ends that holds a moment; see apikeys.period_start.';
 
 REVOKE EXECUTE ON FUNCTION
-    @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[]),
+    @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[], text[]),
     @extschema@.apikey_verify(text, text, text, inet, bigint, text, text, text[], text, jsonb),
     @extschema@.apikey_verify_many(text[], text, text, inet),
     @extschema@.apikey_regenerate(uuid, interval),
@@ -205,6 +221,7 @@ REVOKE EXECUTE ON FUNCTION
     apikeys.in_purge(),
     apikeys.is_rate(bigint, interval, bigint),
     apikeys.keys_before_write(),
+    apikeys.check_permissions(text[]),
     apikeys.announce_change(),
     apikeys.meter(),
     apikeys.count_of(uuid, text, text, timestamptz, bigint),

@@ -81,6 +81,29 @@ COMMENT ON FUNCTION apikeys.check_plan(text) IS
 Raises P0002; NULL is no plan.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_plan(text) FROM PUBLIC;
 
+CREATE FUNCTION apikeys.check_roles(roles text[]) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    unknown text := (SELECT n.name
+                       FROM unnest(check_roles.roles) WITH ORDINALITY AS n(name, place)
+                      WHERE NOT EXISTS (SELECT FROM apikeys.roles r WHERE r.name = n.name)
+                      ORDER BY n.place
+                      LIMIT 1);
+BEGIN
+    IF unknown IS NOT NULL THEN
+        RAISE EXCEPTION 'role "%" does not exist', unknown
+            USING ERRCODE = 'no_data_found',
+            HINT = 'Make it with apikey_role_create().';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_roles(text[]) IS
+'Refuse roles that do not exist.
+Raises P0002 for the first of them; NULL is no role.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_roles(text[]) FROM PUBLIC;
+
 -- The fields are json, not jsonb, to keep the order in which the hint names
 -- them. A value is never repeated in a message: it might be a secret.
 CREATE FUNCTION apikeys.check_patch(patch jsonb, fields json) RETURNS void
@@ -308,7 +331,7 @@ BEGIN
         '{"name": "label", "user_id": "id?", "plan_id": "id?",
           "api_id": "id", "enabled": "boolean", "permissions": "strings?",
           "allowed_ips": "networks?", "metadata": "object?",
-          "expires_at": "time?"}');
+          "expires_at": "time?", "roles": "strings?"}');
 
     SELECT k.* INTO changed FROM apikeys.keys k
      WHERE k.id = apikey_update.id AND k.deleted_at IS NULL
@@ -327,6 +350,9 @@ BEGIN
     END IF;
 
     changed := jsonb_populate_record(changed, apikey_update.patch);
+    IF apikey_update.patch ? 'roles' THEN
+        PERFORM apikeys.check_roles(changed.roles);
+    END IF;
     UPDATE apikeys.keys k
        SET name = changed.name,
            user_id = changed.user_id,
@@ -336,15 +362,16 @@ BEGIN
            permissions = coalesce(changed.permissions, '{}'),
            allowed_ips = changed.allowed_ips,
            metadata = coalesce(changed.metadata, '{}'),
-           expires_at = changed.expires_at
+           expires_at = changed.expires_at,
+           roles = coalesce(changed.roles, '{}')
      WHERE k.id = apikey_update.id;
     RETURN (SELECT k FROM apikeys.key_objects k WHERE k.id = apikey_update.id);
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_update(uuid, jsonb) IS
 'Change a key.
-patch gives the fields to set: name, user_id, plan_id, api_id, enabled, permissions, allowed_ips, metadata (replaced whole), expires_at. Absent fields keep their values; null clears one (permissions and metadata become empty).
-Raises P0002 for an unknown or deleted key, and for a plan or api that does not exist; 22023 for an unknown field or a wrong value; 23502 for a null in name, api_id or enabled.';
+patch gives the fields to set: name, user_id, plan_id, api_id, enabled, permissions, allowed_ips, metadata (replaced whole), expires_at, roles. Absent fields keep their values; null clears one (permissions, metadata and roles become empty).
+Raises P0002 for an unknown or deleted key, and for a plan, api or role that does not exist; 22023 for an unknown field or a wrong value; 23502 for a null in name, api_id or enabled.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_update(uuid, jsonb) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_delete(id uuid) RETURNS apikeys.key_objects

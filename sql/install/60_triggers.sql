@@ -5,7 +5,7 @@
 -- What must hold for whoever writes, a role with session_replication_role
 -- included, is ENABLE ALWAYS.
 
--- Plans and users: proper messages for what the table's constraints refuse,
+-- Plans, users and roles: proper messages for what the table's constraints refuse,
 -- and the time of the last change.
 
 CREATE FUNCTION apikeys.plans_before_write() RETURNS trigger
@@ -123,13 +123,56 @@ CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.users
     FOR EACH ROW EXECUTE FUNCTION apikeys.users_before_write();
 COMMENT ON TRIGGER before_write ON apikeys.users IS 'Checks values and sets updated_at';
 
+CREATE FUNCTION apikeys.roles_before_write() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    refusal text[];
+BEGIN
+    refusal := CASE
+        WHEN octet_length(NEW.name) NOT BETWEEN 1 AND 255 THEN
+            ARRAY['name of a role must have between 1 and 255 bytes',
+                  'The description may be longer.']
+        WHEN array_ndims(NEW.permissions) > 1 THEN
+            ARRAY['permissions of a role must be an array of one dimension',
+                  'Give them one after the other, such as {docs.read,docs.write}.']
+        WHEN array_position(NEW.permissions, NULL) IS NOT NULL THEN
+            ARRAY['permissions of a role must not contain nulls',
+                  'Use {} for none.']
+    END;
+    IF refusal IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = refusal[1], HINT = refusal[2];
+    END IF;
+    PERFORM apikeys.check_permissions(NEW.permissions);
+
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.name <> OLD.name OR NEW.created_at <> OLD.created_at THEN
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'columns "name" and "created_at" of a role cannot be changed';
+        END IF;
+        NEW.updated_at := now();
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION apikeys.roles_before_write() IS
+'Check a role that is written, and note when it is changed.
+Trigger. Raises 22023 for a value that cannot be, 55000 for a change of name or created_at.';
+REVOKE EXECUTE ON FUNCTION apikeys.roles_before_write() FROM PUBLIC;
+
+CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.roles
+    FOR EACH ROW EXECUTE FUNCTION apikeys.roles_before_write();
+COMMENT ON TRIGGER before_write ON apikeys.roles IS 'Checks values and sets updated_at';
+
 -- Keys: every column but last_used_at, which the worker writes in batches
 -- that change nothing anyone must hear of.
 
 CREATE TRIGGER before_write BEFORE INSERT OR UPDATE OF id, api_id, name,
     user_id, plan_id, enabled, start, digest, previous_digest,
     previous_expires_at, permissions, allowed_ips, metadata, expires_at,
-    created_at, updated_at, regenerated_at, deleted_at
+    created_at, updated_at, regenerated_at, deleted_at, roles
     ON apikeys.keys
     FOR EACH ROW EXECUTE FUNCTION apikeys.keys_before_write();
 COMMENT ON TRIGGER before_write ON apikeys.keys IS 'Checks values, applies the plan to new keys and sets updated_at';
@@ -140,7 +183,7 @@ COMMENT ON TRIGGER before_write ON apikeys.keys IS 'Checks values, applies the p
 CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF id, api_id,
     name, user_id, plan_id, enabled, start, digest, previous_digest,
     previous_expires_at, permissions, allowed_ips, metadata, expires_at,
-    created_at, updated_at, regenerated_at, deleted_at
+    created_at, updated_at, regenerated_at, deleted_at, roles
     ON apikeys.keys
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.keys ENABLE ALWAYS TRIGGER announce_change;
@@ -160,6 +203,11 @@ CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON a
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.users ENABLE ALWAYS TRIGGER announce_change;
 COMMENT ON TRIGGER announce_change ON apikeys.users IS 'Makes the change durable and known to all sessions';
+
+CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON apikeys.roles
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+ALTER TABLE apikeys.roles ENABLE ALWAYS TRIGGER announce_change;
+COMMENT ON TRIGGER announce_change ON apikeys.roles IS 'Makes the change durable and known to all sessions';
 
 -- Soft delete. The row is put back after it is gone: a BEFORE trigger that
 -- returns NULL would answer DELETE 0 and nothing to RETURNING. The name sorts
@@ -242,6 +290,11 @@ CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.apis
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
 ALTER TABLE apikeys.apis ENABLE ALWAYS TRIGGER refuse_truncate;
 COMMENT ON TRIGGER refuse_truncate ON apikeys.apis IS 'Keys depend on their apis';
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.roles
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.roles ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.roles IS 'Keys depend on their roles';
 
 CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.usage
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();

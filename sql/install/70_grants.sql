@@ -11,11 +11,13 @@ DECLARE
     viewing CONSTANT text[] := '{apikey_get, apikey_list, apikey_count,
         apikey_usage, apikey_requests, apikey_plan_get, apikey_plan_list,
         apikey_plan_usage, apikey_user_get, apikey_user_list,
-        apikey_user_usage, apikey_user_requests, apikey_limit_list}';
+        apikey_user_usage, apikey_user_requests, apikey_role_list,
+        apikey_limit_list}';
     managing CONSTANT text[] := viewing || '{apikey_create, apikey_update,
         apikey_delete, apikey_restore, apikey_regenerate, apikey_plan_create,
         apikey_plan_update, apikey_plan_delete, apikey_user_create,
-        apikey_user_update, apikey_user_delete, apikey_limit_set,
+        apikey_user_update, apikey_user_delete, apikey_role_create,
+        apikey_role_update, apikey_role_delete, apikey_limit_set,
         apikey_limit_delete}'::text[];
     wanted text[] := CASE apikey_grant.privileges
         WHEN 'verifier' THEN verifying
@@ -58,6 +60,6 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_grant(text, text) IS
 'Grant a role what it needs.
-"verifier" may verify; "viewer" may read keys, plans, users, usage and history; "manager" may also create, change, regenerate and delete. A role may hold several. No set reads a table or sees a digest.
+"verifier" may verify; "viewer" may read keys, plans, users, roles, usage and history; "manager" may also create, change, regenerate and delete. A role may hold several. No set reads a table or sees a digest.
 Raises 42704 for an unknown role, 22023 for an unknown set.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_grant(text, text) FROM PUBLIC;

@@ -96,6 +96,7 @@ SELECT c.oid::regclass AS not_dumped
 SELECT (SELECT count(*) FROM apikeys.apis) AS apis,
        (SELECT count(*) FROM apikeys.plans) AS plans,
        (SELECT count(*) FROM apikeys.users) AS users,
+       (SELECT count(*) FROM apikeys.roles) AS roles,
        (SELECT count(*) FROM apikeys.keys) AS keys,
        (SELECT count(*) FROM apikeys.requests) AS requests;
 
@@ -174,6 +175,7 @@ LANGUAGE sql SECURITY DEFINER AS $$
 SELECT md5(concat((SELECT string_agg(a::text, ';' ORDER BY a.id) FROM apikeys.apis a),
                   (SELECT string_agg(p::text, ';' ORDER BY p.id) FROM apikeys.plans p),
                   (SELECT string_agg(u::text, ';' ORDER BY u.id) FROM apikeys.users u),
+                  (SELECT string_agg(r::text, ';' ORDER BY r.name) FROM apikeys.roles r),
                   (SELECT string_agg((to_jsonb(k) - 'last_used_at')::text, ';' ORDER BY k.id) FROM apikeys.keys k)))
 $$;
 

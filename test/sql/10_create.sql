@@ -28,15 +28,16 @@ RESET ROLE;
 INSERT INTO apikeys.apis (id, name, default_prefix) VALUES ('create', 'Creation', 'cr_live');
 SET ROLE regress_app;
 SELECT plan_objects.id FROM apikey_plan_create('Creation', 100, plan_id => 'create') AS plan_objects;
+SELECT role_objects.name FROM apikey_role_create('auditor', '{audit.*}') AS role_objects;
 SELECT * FROM apikey_create('second', 'alice', 'create', '{"team": "blue"}',
     '2099-12-31 00:00:00+00', 'sk_test', 'create', '{read,write}', false,
-    '{10.0.0.0/8,2001:db8::/32}') \gset second_
+    '{10.0.0.0/8,2001:db8::/32}', '{auditor}') \gset second_
 SELECT :'second_name' AS name, :'second_user_id' AS user_id,
        :'second_plan_id' AS plan_id, :'second_metadata' AS metadata,
        :'second_expires_at'::timestamptz = '2099-12-31 00:00:00+00' AS expires_at,
        :'second_api_id' AS api_id, :'second_permissions' AS permissions,
        :'second_enabled' AS enabled, :'second_status' AS status,
-       :'second_allowed_ips' AS allowed_ips,
+       :'second_allowed_ips' AS allowed_ips, :'second_roles' AS roles,
        left(:'second_api_key', 8) AS prefix;
 -- What was answered is what is stored.
 SELECT k.* IS NOT DISTINCT FROM
@@ -47,7 +48,7 @@ SELECT k.* IS NOT DISTINCT FROM
            :'second_created_at'::timestamptz, :'second_updated_at'::timestamptz,
            NULL::timestamptz, NULL::timestamptz, :'second_enabled'::boolean,
            :'second_allowed_ips'::cidr[], NULL::timestamptz,
-           NULL::timestamptz) AS same
+           NULL::timestamptz, :'second_roles'::text[]) AS same
   FROM apikey_get(:'second_id') k;
 
 -- The prefix: given, else the api's, else the setting's.
@@ -59,8 +60,8 @@ RESET apikeys.default_prefix;
 SELECT left(api_key, 33) FROM apikey_create('longest', prefix => repeat('p', 32));
 
 -- NULL stands for the default.
-SELECT metadata, permissions, api_id, enabled
-  FROM apikey_create('nulls', metadata => NULL, permissions => NULL);
+SELECT metadata, permissions, api_id, enabled, roles
+  FROM apikey_create('nulls', metadata => NULL, permissions => NULL, roles => NULL);
 
 -- Ids ascend in the order of creation; secrets are all different.
 SELECT count(*) AS made, count(DISTINCT api_key) AS secrets,

@@ -223,7 +223,7 @@ SELECT count(*) AS refused,
   FROM unnest(ARRAY[
     format('SELECT apikey_verify(%L, cost => NULL)', :'api_key'),
     format('SELECT apikey_verify(%L, cost => -1)', :'api_key'),
-    format('SELECT apikey_verify(%L, permissions => ''a OR b'')', :'api_key'),
+    format('SELECT apikey_verify(%L, permissions => %L)', :'api_key', :'api_key' || ' (' || :'api_key'),
     format('SELECT apikey_verify(%L, on_abort => ''never'')', :'api_key'),
     format('SELECT apikey_verify(%L, charges => ''[]'')', :'api_key'),
     format('SELECT apikey_create(''k'', prefix => %L)', :'api_key'),

@@ -22,6 +22,7 @@ SELECT r.rolname, c.oid::regclass
 -- What is granted works with nothing else granted, and no more than that.
 SELECT count(*) FROM apikey_plan_create('Grants', 100, plan_id => 'grants');
 SELECT count(*) FROM apikey_user_create('gus', plan_id => 'grants');
+SELECT count(*) FROM apikey_role_create('grants');
 SELECT id, api_key FROM apikey_create('grants', 'gus') \gset
 SELECT status FROM apikey_delete((SELECT id FROM apikey_create('to purge')));
 CREATE TEMP TABLE attempts (n int GENERATED ALWAYS AS IDENTITY, statement text);
@@ -42,7 +43,7 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT apikey_user_usage(''gus'')'),
     ('SELECT apikey_user_requests(''gus'')'),
     ('SELECT apikey_create(''k'')'),
-    (format('SELECT apikey_update(%L, ''{"name": "renamed", "plan_id": "grants", "api_id": "default"}'')', :'id')),
+    (format('SELECT apikey_update(%L, ''{"name": "renamed", "plan_id": "grants", "api_id": "default", "roles": ["grants"]}'')', :'id')),
     (format('SELECT apikey_regenerate(%L, ''1 hour'')', :'id')),
     (format('SELECT apikey_delete(%L)', :'id')),
     ('SELECT apikey_plan_create(''p'')'),
@@ -51,6 +52,10 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT apikey_user_create(''gil'', plan_id => ''grants'')'),
     ('SELECT apikey_user_update(''gus'', ''{"plan_id": "grants"}'')'),
     ('SELECT apikey_user_delete(''gus'')'),
+    ('SELECT apikey_role_list()'),
+    ('SELECT apikey_role_create(''r'', ''{docs.*}'')'),
+    ('SELECT apikey_role_update(''grants'', ''{"permissions": ["docs.read"]}'')'),
+    ('SELECT apikey_role_delete(''grants'')'),
     ('SELECT apikey_purge(''0'')'),
     ('SELECT apikey_grant(''regress_stranger'', ''manager'')'),
     ('SELECT apikeys.in_purge()'),
@@ -61,6 +66,9 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT * FROM apikeys.key_objects'),
     ('SELECT * FROM apikeys.plans'),
     ('SELECT * FROM apikeys.users'),
+    ('SELECT * FROM apikeys.roles'),
+    ('SELECT apikeys.check_permissions(''{}'')'),
+    ('SELECT apikeys.check_roles(''{}'')'),
     ('SELECT * FROM apikeys.apis'),
     ('SELECT * FROM apikeys.requests'),
     ('SELECT * FROM apikeys.requests_default'),
@@ -126,9 +134,12 @@ SELECT count(*) FROM apikey_plan_create('Trap', 10, plan_id => 'trap');
 SELECT count(*) FROM apikey_plan_update('trap', '{"name": "Trap 2"}');
 SELECT count(*) FROM apikey_user_create('tim', email => 'tim@example.com', plan_id => 'trap');
 SELECT count(*) FROM apikey_user_update('tim', '{"name": "Tim"}');
-SELECT id, api_key FROM apikey_create('trap', 'tim', 'trap') \gset
+SELECT count(*) FROM apikey_role_create('trap', '{docs.*}');
+SELECT count(*) FROM apikey_role_update('trap', '{"permissions": ["docs.read"]}');
+SELECT count(*) >= 0 FROM apikey_role_list();
+SELECT id, api_key FROM apikey_create('trap', 'tim', 'trap', roles => '{trap}') \gset
 SELECT code FROM apikey_verify(:'api_key');
-SELECT count(*) FROM apikey_update(:'id', '{"name": "trap 2", "permissions": ["a"]}');
+SELECT count(*) FROM apikey_update(:'id', '{"name": "trap 2", "permissions": ["a"], "roles": ["trap"]}');
 SELECT count(*) FROM apikey_list('tim', 'trap', 'default', '{}');
 SELECT count(*) FROM apikey_get(:'id');
 SELECT apikey_count('tim');
@@ -141,6 +152,7 @@ SELECT count(*) FROM apikey_regenerate(:'id');
 SELECT count(*) FROM apikey_delete(:'id');
 SELECT count(*) FROM apikey_user_delete('tim');
 SELECT count(*) FROM apikey_plan_delete('trap');
+SELECT count(*) FROM apikey_role_delete('trap');
 RESET search_path;
 RESET ROLE;
 SET client_min_messages = warning;

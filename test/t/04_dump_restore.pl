@@ -30,6 +30,8 @@ $node->safe_psql(
 		'2020-01-31 12:00+00', '{"team": "red"}');
 	SELECT apikey_user_create('bob', 'Bob', 'bob@example.com');
 	SELECT apikey_user_create('carol', 'Carol', 'carol@example.com');
+	SELECT apikey_role_create('writer', '{docs.*,audit.read}', 'Writes');
+	SELECT apikey_role_create('none');
 	UPDATE apikeys.users SET is_disabled = true WHERE id = 'bob';
 	INSERT INTO apikeys.apis (id, name, default_prefix, default_plan_id)
 		VALUES ('second', 'Second', 'sk_live', 'unlimited')));
@@ -39,7 +41,8 @@ my %id;
 my %arguments = (
 	plain => q('plain'),
 	planned => q('planned', 'dave', 'plan', '{"a": [1, 2]}'),
-	shared => q('shared', 'alice', permissions => '{read,write}'),
+	shared => q('shared', 'alice', permissions => '{read,write}',
+		roles => '{writer}'),
 	second => q('second', 'bob', api_id => 'second', prefix => 'x'),
 	networks => q('networks', allowed_ips => '{10.0.0.0/8,2001:db8::/32}'),
 	disabled => q('disabled', enabled => false),
@@ -117,7 +120,7 @@ ok( $node->poll_query_until(
 # ----- Dump and restore -----
 
 # Every row of every table, in order.
-my @tables = qw(apis plans users keys requests usage incarnations);
+my @tables = qw(apis plans users roles keys requests usage incarnations);
 
 sub rows
 {
