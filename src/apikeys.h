@@ -183,7 +183,7 @@ typedef struct AkDatabase
 	pg_atomic_uint64 seen;		/* latest wall clock used for a period */
 	pg_atomic_uint32 dirty;		/* list of entries new to the worker */
 	pg_atomic_uint32 refundable;	/* transactions that may yet give back */
-	uint64		ceilings_raised;	/* statistics, the worker's own */
+	uint64		usage_rows;		/* written; statistics, the worker's own */
 	uint64		history_rows;
 	uint64		flush_failures;
 	TimestampTz last_flush;
@@ -206,7 +206,6 @@ typedef struct AkShared
 	LWLockPadded *partitions;
 	LWLockPadded *lane_locks;
 	struct MeterEntry *entries;
-	uint32	   *buckets;
 	char	   *chunks;
 	AkDatabase	databases[FLEXIBLE_ARRAY_MEMBER];
 } AkShared;

@@ -253,7 +253,7 @@ publish(const Batch *batch)
 		entry->ceiling = row->ceiling;
 		entry->raise_asked = false;
 		LWLockRelease(lock);
-		batch->db->ceilings_raised++;
+		batch->db->usage_rows++;
 	}
 	ConditionVariableBroadcast(&batch->db->changed);
 }

@@ -79,7 +79,7 @@ apikeys_statistics(PG_FUNCTION_ARGS)
 		"verifications that a standby could not record");
 	put(result, "history_chunks_free", ak_shared->nfree_chunks,
 		"free chunks (8 kB) of the history buffer, all databases");
-	put(result, "usage_rows_written", db->ceilings_raised,
+	put(result, "usage_rows_written", db->usage_rows,
 		"rows written to apikeys.usage");
 	put(result, "charge_waits", db->charge_waits,
 		"times a verification slept until the worker made room");

@@ -276,7 +276,6 @@ static void
 remember(const Request *request, const Decision *d)
 {
 	AkDatabase *db = ak_catalog()->db;
-
 	bool		is_free = d->is_metered ? ak_charge_is_free(&d->charge) :
 		request->cost == 0;
 

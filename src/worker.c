@@ -30,14 +30,6 @@
 
 #include "worker.h"
 
-/* Why a worker leaves; in order of how much it still waits for. */
-typedef enum Leave
-{
-	STAY,
-	LEAVE_IDLE,					/* nothing to do: stay if somebody comes */
-	LEAVE_NOW					/* shutdown, or asked to step aside */
-} Leave;
-
 static AkDatabase *my_db = NULL;
 
 /*
@@ -131,6 +123,9 @@ override_settings(void)
 
 /* ----- attaching and leaving ----- */
 
+/*
+ * Leave the slot.  Who waits for the worker is woken and has another started.
+ */
 static void
 detach(int code, Datum arg)
 {
@@ -179,34 +174,12 @@ attach(AkDatabase *db)
 	if (attached)
 	{
 		db->worker = MyProc;
+		db->worker_wanted = false;
 		db->step_aside = false;
 		my_db = db;
 	}
 	LWLockRelease(ak_shared->control);
 	return attached;
-}
-
-/* Whether somebody has called since the last time this was asked. */
-static bool
-was_called(void)
-{
-	bool		called;
-
-	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
-	called = my_db->worker_wanted;
-	my_db->worker_wanted = false;
-	LWLockRelease(ak_shared->control);
-	return called;
-}
-
-/* Detach, unless somebody has called: false. */
-static bool
-leave(Leave why)
-{
-	if (why == LEAVE_IDLE && was_called())
-		return false;
-	detach(0, (Datum) 0);
-	return true;
 }
 
 /* The extension was dropped: nobody will ask for these counts. */
@@ -320,8 +293,11 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 	my_db->worker_awake = true;
 }
 
-/* Flush at every interval until there is a reason to leave. */
-static Leave
+/*
+ * Flush at every interval until there is a reason to leave: a shutdown, somebody
+ * who needs the database, a dropped extension, or nothing to do.
+ */
+static void
 serve(AkFlush *flush)
 {
 	TimestampTz now = GetCurrentTimestamp();
@@ -336,7 +312,7 @@ serve(AkFlush *flush)
 	for (;;)
 	{
 		if (ShutdownRequestPending || my_db->step_aside || is_orphaned())
-			return LEAVE_NOW;
+			return;
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{
@@ -359,7 +335,7 @@ serve(AkFlush *flush)
 			flush_history_due(&schedule, now);
 		if (now >= idle_at(&schedule) && !has_work(flush) &&
 			pg_atomic_read_u32(&my_db->refundable) == 0)
-			return LEAVE_IDLE;
+			return;
 		sleep_until_due(flush, &schedule);
 	}
 }
@@ -383,7 +359,6 @@ close_meter(AkFlush *flush)
 		QueryCancelPending = false;
 		closed = ak_incarnation_close(my_db, flush);
 	}
-	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	return closed;
 }
 
@@ -392,7 +367,6 @@ ak_worker_main(Datum arg)
 {
 	AkDatabase *db;
 	AkFlush    *flush;
-	Leave		why = STAY;
 
 	pqsignal(SIGTERM, handle_sigterm);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -410,25 +384,18 @@ ak_worker_main(Datum arg)
 	{
 		(void) ak_incarnation_settle(db);
 		ak_maintain();
-		if (leave(LEAVE_IDLE))
-			proc_exit(0);
+		proc_exit(0);
 	}
 
 	flush = ak_flush_create(db);
-	do
+	if (!ak_incarnation_open(db))
+		proc_exit(1);
+	serve(flush);
+	if (is_orphaned())
 	{
-		(void) was_called();
-		if (!ak_incarnation_open(db))
-			proc_exit(1);
-		why = serve(flush);
-		if (is_orphaned())
-		{
-			ak_database_release(db);
-			my_db = NULL;
-			proc_exit(0);
-		}
-		if (!close_meter(flush))
-			proc_exit(1);
-	} while (!leave(why));
-	proc_exit(0);
+		ak_database_release(db);
+		my_db = NULL;
+		proc_exit(0);
+	}
+	proc_exit(close_meter(flush) ? 0 : 1);
 }
