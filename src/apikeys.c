@@ -7,8 +7,11 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
@@ -16,7 +19,9 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
 #include "utils/guc.h"
+#include "utils/syscache.h"
 
 #include "apikeys.h"
 
@@ -68,10 +73,31 @@ check_create_extension(const CreateExtensionStmt *stmt)
 	}
 }
 
+static bool
+may_create_databases(void)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool		may = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		may = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	return may || superuser();
+}
+
+/* A worker steps aside only for who may do what needs it. */
+static bool
+may_empty(Node *stmt, Oid dboid)
+{
+	return IsA(stmt, CreatedbStmt) ? may_create_databases() :
+		ak_owns_database(dboid, GetUserId());
+}
+
 /*
- * The database that a command needs for itself, or InvalidOid.  Nothing is
- * checked here: a worker that steps aside for a command that then fails comes
- * back.
+ * The database that a command needs for itself, or InvalidOid.  A worker that
+ * steps aside for a command that then fails comes back.
  */
 static Oid
 database_to_empty(Node *stmt)
@@ -104,7 +130,14 @@ database_to_empty(Node *stmt)
 			if (strcmp(((DefElem *) lfirst(lc))->defname, "tablespace") == 0)
 				name = ((AlterDatabaseStmt *) stmt)->dbname;
 	}
-	return name == NULL ? InvalidOid : get_database_oid(name, true);
+	if (name != NULL)
+	{
+		Oid			dboid = get_database_oid(name, true);
+
+		if (OidIsValid(dboid) && may_empty(stmt, dboid))
+			return dboid;
+	}
+	return InvalidOid;
 }
 
 static void
@@ -165,6 +198,8 @@ _PG_init(void)
 	shmem_startup_hook = shmem_startup;
 	prev_process_utility = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
+
+	ak_redact_install();
 
 	/* pg_upgrade wants no process of ours in its servers. */
 	if (!IsBinaryUpgrade)

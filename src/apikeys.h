@@ -164,9 +164,9 @@ typedef struct AkDatabase
 
 	/*
 	 * Whether admission may go on: a worker is attached and its incarnation
-	 * is durable.  Set and cleared by the worker, which then passes through
-	 * every partition and lane, so that who reads it under one of those locks
-	 * is ordered before or after.
+	 * is durable.  Set by the worker; when it clears it, it then passes
+	 * through every partition and lane, so that who has read it under one of
+	 * those locks is done.
 	 */
 	bool		open;
 	bool		worker_awake;	/* the worker looks by itself; see ak_nudge */
@@ -303,6 +303,7 @@ typedef struct AkRate
 	int64		emission;		/* ns from one request to the next */
 	int64		burst;			/* requests at once */
 	bool		auto_apply;		/* also where the call does not name it */
+	TimestampTz created_at;
 } AkRate;
 
 /* The rates of one plan, user or key. */
@@ -481,6 +482,8 @@ typedef struct AkCharge
 	TimestampTz now;
 	AkSpan		span;			/* the quota's period */
 	bool		refundable;		/* given back if the transaction aborts */
+	int			nskipped;		/* rates that do not apply by themselves */
+	const char *skipped[AK_LIMITS_MAX];
 	int			nlimits;		/* the first is the quota */
 	AkLimit		limits[AK_LIMITS_MAX];
 } AkCharge;
@@ -668,7 +671,13 @@ extern int	ak_sweep_interval;	/* s */
 extern int	ak_worker_idle_timeout; /* s */
 extern int	ak_last_used_interval;	/* s */
 
+extern bool ak_redact_log;
+
 extern void ak_define_settings(void);
+
+/* ----- redact.c ----- */
+
+extern void ak_redact_install(void);
 
 /* ----- triggers.c, keys.c ----- */
 

@@ -189,8 +189,10 @@ catalog_resolve(bool missing_ok)
 	static bool registered = false;
 	Oid			extension;
 
-	if (resolved)
+	/* The slot may have been taken back, and given to another database. */
+	if (likely(resolved && catalog.db->generation == catalog.generation))
 		return true;
+	resolved = false;
 	if (!registered)
 	{
 		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
@@ -223,8 +225,6 @@ catalog_resolve(bool missing_ok)
 const AkCatalog *
 ak_catalog(void)
 {
-	if (likely(resolved))
-		return &catalog;
 	catalog_resolve(false);
 	return &catalog;
 }

@@ -22,6 +22,14 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* 16 has one function for all kinds of objects. */
+#if PG_VERSION_NUM >= 160000
+#define ak_owns_database(dboid, role) \
+	object_ownercheck(DatabaseRelationId, dboid, role)
+#else
+#define ak_owns_database(dboid, role) pg_database_ownercheck(dboid, role)
+#endif
+
 /* 17 lets an extension name what it waits for. */
 #if PG_VERSION_NUM >= 170000
 #define ak_wait_event(name) WaitEventExtensionNew(name)

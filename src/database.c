@@ -79,11 +79,9 @@ ak_lane_lock(AkDatabase *db, int lane)
 static void
 slot_init(AkDatabase *db, Oid dboid, Oid extension)
 {
-	ConditionVariable changed = db->changed;	/* nobody can wait on a free
-												 * slot, but keep its list */
-
-	memset(db, 0, sizeof(AkDatabase));
-	db->changed = changed;
+	/* Not "changed": who has waited may still be on its list. */
+	memset(db, 0, offsetof(AkDatabase, changed));
+	memset(db->lanes, 0, sizeof(db->lanes));
 	db->extension = extension;
 	db->generation = ++ak_shared->next_generation;
 	pg_atomic_init_u64(&db->seen, 0);
@@ -147,6 +145,7 @@ ak_database_release(AkDatabase *db)
 	ak_meter_forget(db->generation, false);
 	ak_history_forget(db);
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	db->generation = ++ak_shared->next_generation;
 	db->worker = NULL;
 	db->dboid = InvalidOid;
 	db->extension = InvalidOid;

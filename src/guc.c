@@ -28,6 +28,7 @@ int			ak_expired_key_grace;
 int			ak_sweep_interval;
 int			ak_worker_idle_timeout;
 int			ak_last_used_interval;
+bool		ak_redact_log;
 
 static const struct config_enum_entry overflow_options[] = {
 	{"wait", AK_OVERFLOW_WAIT, false},
@@ -124,5 +125,10 @@ ak_define_settings(void)
 							NULL,
 							&ak_last_used_interval, 60, 0, SECS_PER_DAY,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomBoolVariable("apikeys.redact_log",
+							 "Masks whatever has the form of a secret in the server log.",
+							 NULL,
+							 &ak_redact_log, true,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("apikeys");
 }

@@ -93,6 +93,8 @@ leave_rate_marks(AkDatabase *db)
 static void
 take_rate_marks(AkDatabase *db)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	if (SPI_execute("DELETE FROM apikeys.rate_marks"
 					" RETURNING subject_id, is_user, name_hash, arrival",
 					false, 0) != SPI_OK_DELETE_RETURNING)
@@ -102,6 +104,7 @@ take_rate_marks(AkDatabase *db)
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
+		int64		arrival;
 		MeterKey	key;
 
 		ak_meter_key(&key, ak_catalog(),
@@ -109,7 +112,9 @@ take_rate_marks(AkDatabase *db)
 					 DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
 					 AK_RATE,
 					 DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull)));
-		ak_meter_put_rate(&key, DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull)));
+		arrival = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
+		if (!ak_rate_is_full(arrival, now))
+			ak_meter_put_rate(&key, arrival);
 	}
 }
 
@@ -193,6 +198,7 @@ ak_incarnation_open(AkDatabase *db)
 		if (!ak_worker_transaction(begin_incarnation, db))
 			return false;
 		db->incarnation_open = true;
+		pg_write_barrier();
 		db->opened++;
 	}
 	pg_write_barrier();
@@ -222,5 +228,6 @@ ak_incarnation_close(AkDatabase *db, AkFlush *flush)
 		return false;
 	db->incarnation_open = false;
 	ak_meter_forget(db->generation, true);
+	ak_history_forget(db);		/* empty: its chunks may serve others */
 	return true;
 }

@@ -238,10 +238,12 @@ check_values(FunctionCallInfo fcinfo)
 	if ((!PG_ARGISNULL(ARG_PERMISSIONS) &&
 		 array_contains_nulls(PG_GETARG_ARRAYTYPE_P(ARG_PERMISSIONS))) ||
 		(!PG_ARGISNULL(ARG_ALLOWED_IPS) &&
-		 array_contains_nulls(PG_GETARG_ARRAYTYPE_P(ARG_ALLOWED_IPS))))
+		 array_contains_nulls(PG_GETARG_ARRAYTYPE_P(ARG_ALLOWED_IPS))) ||
+		(!PG_ARGISNULL(ARG_ROLES) &&
+		 array_contains_nulls(PG_GETARG_ARRAYTYPE_P(ARG_ROLES))))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("permissions and allowed_ips must not contain nulls")));
+				 errmsg("permissions, roles and allowed_ips must not contain nulls")));
 }
 
 /*

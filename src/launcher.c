@@ -200,18 +200,19 @@ start_wanted(void)
 /* ----- visits ----- */
 
 /*
- * The databases that can be connected to, but for templates: a visit there
- * would be in the way of CREATE DATABASE.  As the autovacuum launcher does it.
+ * List the databases, as the autovacuum launcher does it; "visitable" are those
+ * that can be connected to, but for templates: a visit there would be in the
+ * way of CREATE DATABASE.
  */
-static List *
-list_databases(void)
+static void
+list_databases(List **all, List **visitable)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	List	   *result = NIL;
 	Relation	rel;
 	TableScanDesc scan;
 	HeapTuple	tuple;
 
+	*all = *visitable = NIL;
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	rel = table_open(DatabaseRelationId, AccessShareLock);
@@ -219,50 +220,68 @@ list_databases(void)
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		MemoryContext oldcontext;
+		MemoryContext oldcontext = MemoryContextSwitchTo(caller);
 
-		if (!form->datallowconn || form->datistemplate)
-			continue;
-		oldcontext = MemoryContextSwitchTo(caller);
-		result = lappend_oid(result, form->oid);
+		*all = lappend_oid(*all, form->oid);
+		if (form->datallowconn && !form->datistemplate)
+			*visitable = lappend_oid(*visitable, form->oid);
 		MemoryContextSwitchTo(oldcontext);
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(caller);
+}
+
+/* The databases that have a slot, but no worker. */
+static List *
+unattended_slots(void)
+{
+	Oid		   *found = palloc(ak_max_databases * sizeof(Oid));
+	List	   *result = NIL;
+	int			n = 0;
+
+	LWLockAcquire(ak_shared->control, LW_SHARED);
+	for (int i = 0; i < ak_max_databases; i++)
+	{
+		AkDatabase *db = &ak_shared->databases[i];
+
+		if (OidIsValid(db->dboid) && db->worker == NULL)
+			found[n++] = db->dboid;
+	}
+	LWLockRelease(ak_shared->control);
+	for (int i = 0; i < n; i++)
+		result = list_append_unique_oid(result, found[i]);
+	pfree(found);
 	return result;
 }
 
 /*
  * Plan the next round of visits: all databases the first time, afterwards those
- * with a slot and no worker.  Slots of databases that are gone are freed.
+ * with a slot and no worker.  Slots of databases that are gone are freed; the
+ * slots are looked at first, so that a new database is not taken for one.
  */
 static void
 plan_visits(bool first)
 {
-	List	   *databases = list_databases();
+	List	   *slots = unattended_slots();
+	List	   *all;
+	List	   *visitable;
+	ListCell   *lc;
 
+	list_databases(&all, &visitable);
 	list_free(to_visit);
-	to_visit = first ? list_copy(databases) : NIL;
-	for (int i = 0; i < ak_max_databases; i++)
+	to_visit = first ? list_copy(visitable) : NIL;
+	foreach(lc, slots)
 	{
-		AkDatabase *db = &ak_shared->databases[i];
-		Oid			dboid;
-		bool		attended;
-
-		LWLockAcquire(ak_shared->control, LW_SHARED);
-		dboid = db->dboid;
-		attended = db->worker != NULL;
-		LWLockRelease(ak_shared->control);
-		if (!OidIsValid(dboid) || attended)
-			continue;
-		if (!list_member_oid(databases, dboid))
-			ak_database_forget(dboid, InvalidOid);
-		else
-			to_visit = list_append_unique_oid(to_visit, dboid);
+		if (!list_member_oid(all, lfirst_oid(lc)))
+			ak_database_forget(lfirst_oid(lc), InvalidOid);
+		else if (list_member_oid(visitable, lfirst_oid(lc)))
+			to_visit = list_append_unique_oid(to_visit, lfirst_oid(lc));
 	}
-	list_free(databases);
+	list_free(slots);
+	list_free(all);
+	list_free(visitable);
 }
 
 /* Start the next visit, one at a time. */

@@ -45,7 +45,8 @@ enum
 	LIMIT_AMOUNT,
 	LIMIT_PERIOD,
 	LIMIT_BURST,
-	LIMIT_AUTO_APPLY
+	LIMIT_AUTO_APPLY,
+	LIMIT_CREATED_AT
 };
 
 /* ----- reading apikeys.limits ----- */
@@ -62,6 +63,8 @@ read_rate(Relation rel, HeapTuple tuple, AkRate *rate)
 	text_to_cstring_buffer(DatumGetTextPP(heap_getattr(tuple, LIMIT_NAME, desc, &isnull)),
 						   rate->name, AK_LIMIT_NAME_LEN);
 	rate->auto_apply = DatumGetBool(heap_getattr(tuple, LIMIT_AUTO_APPLY, desc, &isnull));
+
+	rate->created_at = DatumGetTimestampTz(heap_getattr(tuple, LIMIT_CREATED_AT, desc, &isnull));
 
 	/* The table's trigger has checked it: nothing fails open. */
 	if (!ak_rate_make(amount, period, burst, rate))
@@ -217,11 +220,15 @@ named_cost(AkNamedCosts *costs, const char *name)
 
 /* ----- the limits of a request ----- */
 
+/* Whether a rate of this name has been decided on: the first one counts. */
 static bool
 is_listed(const AkCharge *charge, const char *name)
 {
 	for (int i = 0; i < charge->nlimits; i++)
 		if (strcmp(charge->limits[i].name, name) == 0)
+			return true;
+	for (int i = 0; i < charge->nskipped; i++)
+		if (strcmp(charge->skipped[i], name) == 0)
 			return true;
 	return false;
 }
@@ -240,7 +247,10 @@ add_rates(AkCharge *charge, const AkRates *rates, const pg_uuid_t *subject_id,
 			continue;
 		named = named_cost(costs, rate->name);
 		if (!rate->auto_apply && named == NULL && !all)
+		{
+			charge->skipped[charge->nskipped++] = rate->name;
 			continue;
+		}
 		limit = &charge->limits[charge->nlimits++];
 		memset(limit, 0, sizeof(AkLimit));
 		limit->key = charge->limits[0].key;
@@ -280,6 +290,7 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 	quota->amount = subject->plan.max_requests;
 	quota->cost = named != NULL ? named->cost : cost;
 	charge->nlimits = 1;
+	charge->nskipped = 0;
 
 	if (key != NULL && DatumGetBool(key->values[AK_KEY_HAS_LIMITS]))
 	{

@@ -48,7 +48,7 @@ sweep_keys(void *arg)
 		Float8GetDatum(ak_expired_key_grace), Int32GetDatum(SWEEP_BATCH)
 	};
 
-	if (SPI_execute_with_args("UPDATE apikeys.keys SET deleted_at = now()"
+	if (SPI_execute_with_args("UPDATE apikeys.keys SET deleted_at = now(), updated_at = now()"
 							  " WHERE id IN (SELECT id FROM apikeys.keys"
 							  " WHERE deleted_at IS NULL"
 							  " AND expires_at <= now() - make_interval(secs => $1)"
@@ -57,6 +57,34 @@ sweep_keys(void *arg)
 							  2, types, args, NULL, false, 0) < 0)
 		elog(ERROR, "could not sweep expired keys");
 	sweep->swept = SPI_processed;
+}
+
+/* ----- usage of what was purged ----- */
+
+/*
+ * Clients never write apikeys.usage, lest a ceiling wait for one of them: what
+ * a purge leaves there is removed here.  Rows of a day ago: a key may have been
+ * verified by the transaction that creates it.
+ */
+static void
+remove_orphans(void *arg)
+{
+	run("DELETE FROM apikeys.usage u WHERE u.updated_at < now() - interval '1 day'"
+		" AND CASE u.subject WHEN 'key'"
+		" THEN NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.id = u.subject_id)"
+		" ELSE NOT EXISTS (SELECT FROM apikeys.users s WHERE s.subject_id = u.subject_id) END");
+}
+
+/* It reads the whole table: once an hour will do. */
+static bool
+tidy_usage(void)
+{
+	static TimestampTz next = 0;
+
+	if (GetCurrentTimestamp() < next)
+		return true;
+	next = GetCurrentTimestamp() + USECS_PER_HOUR;
+	return ak_worker_transaction(remove_orphans, NULL);
 }
 
 /* ----- partitions ----- */
@@ -98,8 +126,7 @@ today(void)
 
 /*
  * Make a day's partition, unless it is there.  What the DEFAULT partition
- * caught of that day moves into it.  The new table belongs to whom the history
- * belongs to.
+ * caught of that day moves into it.
  */
 static void
 make_partition(void *arg)
@@ -108,21 +135,13 @@ make_partition(void *arg)
 	char	   *exists = psprintf("SELECT FROM pg_class WHERE relname = '%s'"
 								  " AND relnamespace = 'apikeys'::regnamespace",
 								  day->name);
-	char	   *owner;
 
 	if (SPI_execute(exists, true, 1) < 0)
 		elog(ERROR, "could not look for a partition");
 	if (SPI_processed > 0)
 		return;
 
-	if (SPI_execute("SELECT quote_ident(pg_get_userbyid(relowner)) FROM pg_class"
-					" WHERE oid = 'apikeys.requests'::regclass", true, 1) < 0 ||
-		SPI_processed != 1)
-		elog(ERROR, "could not look up the owner of apikeys.requests");
-	owner = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-
 	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests)", day->name));
-	run(psprintf("ALTER TABLE apikeys.%s OWNER TO %s", day->name, owner));
 	run(psprintf("WITH moved AS (DELETE FROM apikeys.requests_default"
 				 " WHERE \"timestamp\" >= '%s' AND \"timestamp\" < '%s' RETURNING *)"
 				 " INSERT INTO apikeys.%s SELECT * FROM moved",
@@ -223,5 +242,5 @@ ak_maintain(void)
 	int			julian = today();
 
 	(void) (make_partitions(julian) && drop_partitions(julian) &&
-			sweep_expired_keys());
+			sweep_expired_keys() && tidy_usage());
 }

@@ -277,9 +277,11 @@ read_entry(const AkLimit *limit, MeterEntry *entry)
 	memset(entry, 0, sizeof(MeterEntry));
 	if (ak_limit_is_rate(limit))
 	{
-		entry->charged = ak_rate_after_crash(&limit->rate,
-											 ak_crash_horizon(ak_catalog(),
-															  &limit->key.subject_id));
+		TimestampTz crash = ak_crash_horizon(ak_catalog(),
+											 &limit->key.subject_id);
+
+		if (crash > limit->rate.created_at)
+			entry->charged = ak_rate_after_crash(&limit->rate, crash);
 		if (!database_of(&limit->key)->open)
 			entry->charged = Max(entry->charged, ak_rate_mark(&limit->key));
 	}
@@ -320,6 +322,7 @@ load_entry(const AkLimit *limit)
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	if (db->open && db->opened == opened_before &&
+		db->generation == key->generation &&
 		ak_entries_removed(key) == removed_before && ak_entry_find(key) == NULL)
 	{
 		ak_entry_insert(i, &loaded);

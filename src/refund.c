@@ -102,6 +102,7 @@ ak_refund_prepare(const AkCharge *charge)
 {
 	static bool registered = false;
 	Refundable *refundable;
+	Size		size;
 
 	if (!registered)
 	{
@@ -109,10 +110,13 @@ ak_refund_prepare(const AkCharge *charge)
 		RegisterSubXactCallback(subxact_callback, NULL);
 		registered = true;
 	}
-	refundable = MemoryContextAlloc(TopMemoryContext, sizeof(Refundable));
+	/* Only the limits there are. */
+	size = offsetof(AkCharge, limits) + charge->nlimits * sizeof(AkLimit);
+	refundable = MemoryContextAlloc(TopMemoryContext,
+									offsetof(Refundable, charge) + size);
 	refundable->level = GetCurrentTransactionNestLevel();
 	refundable->is_charged = false;
-	refundable->charge = *charge;
+	memcpy(&refundable->charge, charge, size);
 	refundable->next = refundables;
 	pg_atomic_fetch_add_u32(&database_of(charge)->refundable, 1);
 	refundables = refundable;

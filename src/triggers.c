@@ -81,9 +81,8 @@ ak_force_durable_commit(void)
 }
 
 /*
- * apikeys.announce_change(): AFTER each statement that changes apis, plans,
- * users, roles or keys.  Keys are read anew each time, so nothing remembers
- * them.
+ * apikeys.announce_change(): AFTER each statement that changes keys, and each
+ * row of what backends remember.  Keys are read anew each time.
  */
 Datum
 apikeys_announce_change(PG_FUNCTION_ARGS)
@@ -349,8 +348,8 @@ purge_with(const char *query, Datum older_than)
  * apikey_purge(older_than interval) -> bigint
  *
  * Remove for good the keys, users and plans that were deleted at least that
- * long ago, with the usage of the former; plans that something still refers to
- * stay.  Returns how many keys, users and plans went.
+ * long ago; plans that something still refers to stay.  Their usage is removed
+ * by the worker, within a day or so.  Returns how many keys, users and plans went.
  */
 Datum
 apikey_purge(PG_FUNCTION_ARGS)
@@ -373,12 +372,6 @@ apikey_purge(PG_FUNCTION_ARGS)
 	ak_in_purge = true;
 	PG_TRY();
 	{
-		(void) purge_with("DELETE FROM apikeys.usage u USING apikeys.keys k"
-						  " WHERE u.subject_id = k.id"
-						  " AND k.deleted_at <= now() - $1", older_than);
-		(void) purge_with("DELETE FROM apikeys.usage u USING apikeys.users s"
-						  " WHERE u.subject_id = s.subject_id"
-						  " AND s.deleted_at <= now() - $1", older_than);
 		(void) purge_with("DELETE FROM apikeys.limits l USING apikeys.keys k"
 						  " WHERE l.key_id = k.id"
 						  " AND k.deleted_at <= now() - $1", older_than);

@@ -156,7 +156,7 @@ made_at(const pg_uuid_t *id)
 TimestampTz
 ak_crash_horizon(const AkCatalog *catalog, const pg_uuid_t *subject_id)
 {
-	TimestampTz horizon = crash_horizon(catalog);
+	TimestampTz horizon = Min(crash_horizon(catalog), GetCurrentTimestamp());
 
 	return horizon > made_at(subject_id) ? horizon : DT_NOBEGIN;
 }

@@ -229,6 +229,7 @@ meter(const Request *request, Decision *d)
 		return AK_VALID;
 	}
 	request->record->outcome = AK_VALID;
+	request->record->cost = d->charge.limits[0].cost;
 	d->charge.refundable = request->refund;
 	if (request->refund)
 		ak_refund_prepare(&d->charge);

@@ -13,8 +13,11 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_class.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -26,6 +29,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/wait_event.h"
 
 #include "worker.h"
@@ -49,15 +53,38 @@ handle_sigterm(SIGNAL_ARGS)
 	errno = save_errno;
 }
 
+/* Become the owner of the extension's tables, for this transaction. */
+static void
+become_owner(void)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(ak_catalog()->keys));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for apikeys.keys");
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	SetUserIdAndSecContext(owner, SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+}
+
 /*
  * Run a transaction with SPI connected.  False if it has failed: the error is
  * in the server log, and the worker goes on.
+ *
+ * It runs with the rights of the tables' owner and fires no triggers but those
+ * that are ENABLE ALWAYS, which only the owner can make: who may attach a
+ * trigger to a table must not have it run by a superuser.
  */
 bool
 ak_worker_transaction(AkTransaction body, void *arg)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	volatile bool ok = true;
+	Oid			user;
+	int			context;
+
+	GetUserIdAndSecContext(&user, &context);
 
 	PG_TRY();
 	{
@@ -69,7 +96,9 @@ ak_worker_transaction(AkTransaction body, void *arg)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("extension \"apikeys\" was dropped from the database")));
+		become_owner();
 		body(arg);
+		SetUserIdAndSecContext(user, context);
 		SPI_finish();
 		PopActiveSnapshot();
 		CommitTransactionCommand();
@@ -102,7 +131,8 @@ override_settings(void)
 		{"search_path", "pg_catalog, pg_temp"},
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_isolation", "read committed"},
-		{"session_replication_role", "origin"},
+		{"role", "none"},
+		{"session_replication_role", "replica"},	/* no client's triggers */
 		{"synchronous_commit", "on"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "500ms"},	/* clients may wait meanwhile */
@@ -119,6 +149,8 @@ override_settings(void)
 	for (int i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
 						PGC_S_OVERRIDE);
+	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET,
+					PGC_S_OVERRIDE);
 }
 
 /* ----- attaching and leaving ----- */

@@ -12,7 +12,7 @@ SELECT s.subject, s.subject_id, k.id AS key_id,
        apikeys.period_end(s.period, coalesce(o.custom_start, ku.custom_start, '-infinity'), s.period_start) AS reset_time,
        c.current_usage,
        CASE WHEN p.request_period = s.period THEN p.max_requests END AS "limit",
-       CASE WHEN p.request_period = s.period
+       CASE WHEN p.request_period = s.period AND p.max_requests IS NOT NULL
             THEN greatest(p.max_requests - c.charged, 0) END AS remaining
   FROM subjects s
   LEFT JOIN apikeys.users o ON s.subject = 'user' AND o.subject_id = s.subject_id

@@ -178,7 +178,9 @@ CREATE TRIGGER before_write BEFORE INSERT OR UPDATE OF id, api_id, name,
 COMMENT ON TRIGGER before_write ON apikeys.keys IS 'Checks values, applies the plan to new keys and sets updated_at';
 
 -- Whoever holds rows in a cache must learn of changes, and a change must be
--- durable once it is acknowledged.
+-- durable once it is acknowledged. Keys are never cached, and change in bulk:
+-- theirs is a statement's trigger. The others are row triggers, since a
+-- subscriber of logical replication fires no others.
 
 CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF id, api_id,
     name, user_id, plan_id, enabled, start, digest, previous_digest,
@@ -189,23 +191,23 @@ CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF id, api_id,
 ALTER TABLE apikeys.keys ENABLE ALWAYS TRIGGER announce_change;
 COMMENT ON TRIGGER announce_change ON apikeys.keys IS 'Makes the change durable and known to all sessions';
 
-CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON apikeys.apis
-    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE ON apikeys.apis
+    FOR EACH ROW EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.apis ENABLE ALWAYS TRIGGER announce_change;
 COMMENT ON TRIGGER announce_change ON apikeys.apis IS 'Makes the change durable and known to all sessions';
 
-CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON apikeys.plans
-    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE ON apikeys.plans
+    FOR EACH ROW EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.plans ENABLE ALWAYS TRIGGER announce_change;
 COMMENT ON TRIGGER announce_change ON apikeys.plans IS 'Makes the change durable and known to all sessions';
 
-CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON apikeys.users
-    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE ON apikeys.users
+    FOR EACH ROW EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.users ENABLE ALWAYS TRIGGER announce_change;
 COMMENT ON TRIGGER announce_change ON apikeys.users IS 'Makes the change durable and known to all sessions';
 
-CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON apikeys.roles
-    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE ON apikeys.roles
+    FOR EACH ROW EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.roles ENABLE ALWAYS TRIGGER announce_change;
 COMMENT ON TRIGGER announce_change ON apikeys.roles IS 'Makes the change durable and known to all sessions';
 

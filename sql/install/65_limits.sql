@@ -52,8 +52,10 @@ CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.limits
 COMMENT ON TRIGGER before_write ON apikeys.limits IS 'Checks values and sets updated_at';
 
 -- A verification holds all limits of a request at once: their number is bound.
--- Keys carry a mark, so that those without limits need no look-up. The count
--- is by owner; two sessions that add to one owner wait for each other here.
+-- Keys carry a mark, so that those without limits need no look-up. The owner's
+-- row is always updated, so that two sessions that change the limits of one
+-- owner wait for each other, and one with an older snapshot fails (40001)
+-- rather than count without the other's.
 CREATE FUNCTION apikeys.limits_after_write() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -63,15 +65,16 @@ DECLARE
     others bigint;
 BEGIN
     IF owner.key_id IS NOT NULL THEN
-        PERFORM FROM apikeys.keys k WHERE k.id = owner.key_id FOR NO KEY UPDATE;
+        UPDATE apikeys.keys k SET has_limits = true WHERE k.id = owner.key_id;
         SELECT count(*) INTO others FROM apikeys.limits l WHERE l.key_id = owner.key_id;
-        UPDATE apikeys.keys k SET has_limits = (others > 0)
-         WHERE k.id = owner.key_id AND k.has_limits <> (others > 0);
+        IF others = 0 THEN
+            UPDATE apikeys.keys k SET has_limits = false WHERE k.id = owner.key_id;
+        END IF;
     ELSIF owner.user_id IS NOT NULL THEN
-        PERFORM FROM apikeys.users u WHERE u.id = owner.user_id FOR NO KEY UPDATE;
+        UPDATE apikeys.users u SET updated_at = now() WHERE u.id = owner.user_id;
         SELECT count(*) INTO others FROM apikeys.limits l WHERE l.user_id = owner.user_id;
     ELSE
-        PERFORM FROM apikeys.plans p WHERE p.id = owner.plan_id FOR NO KEY UPDATE;
+        UPDATE apikeys.plans p SET updated_at = now() WHERE p.id = owner.plan_id;
         SELECT count(*) INTO others FROM apikeys.limits l WHERE l.plan_id = owner.plan_id;
     END IF;
     IF TG_OP = 'INSERT' AND others > 8 THEN
@@ -92,7 +95,7 @@ ALTER TABLE apikeys.limits ENABLE ALWAYS TRIGGER after_write;
 COMMENT ON TRIGGER after_write ON apikeys.limits IS 'Bounds the number of limits and keeps keys.has_limits';
 
 CREATE TRIGGER announce_change AFTER INSERT OR UPDATE OR DELETE ON apikeys.limits
-    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
+    FOR EACH ROW EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.limits ENABLE ALWAYS TRIGGER announce_change;
 COMMENT ON TRIGGER announce_change ON apikeys.limits IS 'Makes the change durable and known to all sessions';
 

@@ -82,3 +82,23 @@ SELECT test.refusal($$SELECT apikey_limit_set('ninth', 1, '1 day', plan_id => 'r
 SELECT test.refusal($$SELECT apikey_limit_delete('ninth', plan_id => 'rated')$$);
 RESET ROLE;
 SELECT test.refusal('TRUNCATE apikeys.limits');
+
+-- A rate of one's own that does not apply by itself still stands in for the
+-- plan's; the history holds what the quota was charged.
+SET ROLE regress_app;
+SELECT count(*) FROM apikey_plan_create('Own', 100, 'year', 'own');
+SELECT count(*) FROM apikey_limit_set('own', 3, '3 days', plan_id => 'own');
+SELECT id AS e, api_key AS e_key FROM apikey_create('e', plan_id => 'own') \gset
+SELECT count(*) FROM apikey_limit_set('own', 9, '9 days', auto_apply => false, key_id => :'e');
+SELECT code, pg_temp.shown(limits) FROM apikey_verify(:'e_key', charges => '{"quota": 7}');
+SELECT code, pg_temp.shown(limits) FROM apikey_verify(:'e_key', charges => '{"own": 2}');
+RESET ROLE;
+CALL test.until(format('(SELECT count(*) = 2 FROM apikeys.requests WHERE key_id = %L)', :'e'));
+SELECT cost FROM apikeys.requests WHERE key_id = :'e' ORDER BY timestamp;
+-- Unlimited shows no figure, in the view too.
+SET ROLE regress_app;
+SELECT count(*) FROM apikey_plan_create('Free', plan_id => 'limits-free');
+SELECT id AS f, api_key AS f_key FROM apikey_create('f', plan_id => 'limits-free') \gset
+SELECT code, remaining FROM apikey_verify(:'f_key');
+RESET ROLE;
+SELECT current_usage, "limit", remaining FROM apikeys.live_usage WHERE key_id = :'f';

@@ -157,8 +157,38 @@ $node->append_conf('postgresql.conf', q(apikeys.flush_interval = '100ms'));
 $node->reload;
 ok(flushed($node, 'postgres', 80), 'nor is its history');
 
-# A worker that crashes the server is another test; one that cannot write
-# must not say yes for ever. Limits of less than 64 wait for their ceiling.
+# Nothing is lost between a worker that leaves and the next one, while clients
+# go on verifying.
+my $many = 300_000;
+my ($busy, $busy_secret) = issue($node, 'postgres', q('busy'));
+my $client = $node->background_psql('postgres');
+$client->query_until(
+	qr/started/, qq(\\echo started
+SELECT count(*) FILTER (WHERE (apikey_verify('$busy_secret')).valid)
+  FROM generate_series(1, $many);
+));
+foreach my $change (1 .. 4)
+{
+	ok( $node->poll_query_until(
+			'postgres', q(
+			WITH worker AS MATERIALIZED (
+				SELECT pid FROM pg_stat_activity
+				 WHERE backend_type = 'apikeys worker')
+			SELECT count(*) > 0 FROM worker WHERE pg_terminate_backend(pid))),
+		'a worker is terminated under load');
+}
+is($client->query_safe(''), $many, 'a client was served meanwhile');
+$client->quit;
+is(usage($node, 'postgres', $busy), $many, 'all its requests are counted');
+ok(flushed($node, 'postgres', 80 + $many), 'and in the history');
+ok( $node->poll_query_until(
+		'postgres', qq(
+		SELECT current_usage = $many FROM apikeys.usage
+		 WHERE subject_id = '$busy')),
+	'and in the table');
+
+# A worker that cannot write must not say yes for ever. Limits of less than 64
+# wait for their ceiling.
 $node->safe_psql('postgres',
 	q(SELECT apikey_plan_create('Few', 10, 'year', plan_id => 'few')));
 my ($few, $few_secret) = issue($node, 'postgres', q('few', plan_id => 'few'));

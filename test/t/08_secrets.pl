@@ -68,6 +68,28 @@ ok(flushed($node, 'postgres', 6), 'what was called is written');
 # business.
 call('long', q(SELECT code FROM apikey_verify(:key)), key => "${secret}x");
 
+# As literals, with all that can be logged being logged: what has the form of a
+# secret is masked there.
+foreach my $text ($secret, $after)
+{
+	my ($ret, $stdout, $stderr) = $node->psql(
+		'postgres', qq(
+		SET log_statement = 'all';
+		SET log_min_duration_statement = 0;
+		SET log_min_error_statement = 'debug5';
+		SELECT code FROM apikey_verify('$text');
+		SELECT code FROM apikey_verify('$text', cost => -1);
+		PREPARE p AS SELECT code FROM apikey_verify('$text');
+		EXECUTE p;
+		SELECT '$text'::int;
+		SELEC '$text';
+		DO \$\$ BEGIN RAISE WARNING 'told %', '$text'; END \$\$;));
+	like($stdout, qr/USAGE_EXCEEDED/, 'a call with a literal succeeds');
+}
+my ($start) = $after =~ /^(.*_[0-9A-Za-z]{4})/;
+like(slurp_file($node->logfile), qr/\Q$start\E\*{34}/,
+	'the log shows the start of a secret');
+
 # ----- Where it must not be -----
 
 sub search
@@ -162,14 +184,14 @@ foreach my $encoding ('LATIN1', 'SQL_ASCII')
 # In UTF-8 a character is not cut in two.
 my ($key, $text) = issue($node, 'postgres', q('utf8'));
 $node->safe_psql('postgres',
-	"SELECT code FROM apikey_verify('$text', 'x' || repeat(U&'\\20ac', 500))");
-ok(flushed($node, 'postgres', 7), 'history in UTF-8');
+	"SELECT code FROM apikey_verify('$text', repeat(U&'\\20ac', 500))");
+ok(flushed($node, 'postgres', 11), 'history in UTF-8');
 is( $node->safe_psql(
 		'postgres', qq(
 		SELECT octet_length(endpoint),
-		       endpoint = 'x' || repeat(U&'\\20ac', 341)
+		       endpoint = repeat(U&'\\20ac', 341)
 		  FROM apikeys.requests WHERE key_id = '$key')),
-	'1024|t',
+	'1023|t',
 	'an endpoint is cut between characters');
 
 $node->stop;

@@ -200,5 +200,15 @@ ok( $node->poll_query_until(
 	'a key expires');
 is(verify($node, 'postgres', $late_secret), 'EXPIRED', 'it is refused');
 
+# One that has no such grace left tells that a sweep has come by since.
+my ($stale) = issue($node, 'postgres', q('stale'));
+$node->safe_psql('postgres',
+	"UPDATE apikeys.keys SET expires_at = now() - interval '2 days' WHERE id = '$stale'");
+ok( $node->poll_query_until(
+		'postgres', "SELECT status = 'deleted' FROM apikey_get('$stale')"),
+	'a key that expired long ago is marked');
+is( $node->safe_psql('postgres', "SELECT status FROM apikey_get('$late')"),
+	'expired', 'one in its grace is not');
+
 $node->stop;
 done_testing();

@@ -1,0 +1,99 @@
+# What others may do to the database must not turn the worker against it.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+use ApikeysTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_server(
+	'main',
+	'apikeys.flush_interval' => '100ms',
+	'apikeys.last_used_interval' => '0');
+$node->start;
+$node->safe_psql('postgres', 'CREATE DATABASE app; CREATE ROLE mallory LOGIN');
+install($node, 'app');
+$node->safe_psql('app',
+	q(SELECT apikey_plan_create('Plan', 1000, 'year', plan_id => 'plan')));
+my ($id, $secret) = issue($node, 'app', q('key', plan_id => 'plan'));
+
+# ----- Triggers that are not the owner's -----
+
+$node->safe_psql(
+	'app', q(
+	CREATE SCHEMA m AUTHORIZATION mallory;
+	GRANT USAGE ON SCHEMA apikeys TO mallory;
+	GRANT TRIGGER ON apikeys.keys, apikeys.usage, apikeys.requests,
+		apikeys.requests_default TO mallory;
+	SET SESSION AUTHORIZATION mallory;
+	CREATE TABLE m.seen (who text);
+	GRANT INSERT ON m.seen TO PUBLIC;
+	CREATE FUNCTION m.f() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN INSERT INTO m.seen VALUES (current_user); RETURN NULL; END $$;
+	CREATE TRIGGER t AFTER INSERT OR UPDATE ON apikeys.keys
+		FOR EACH ROW EXECUTE FUNCTION m.f();
+	CREATE TRIGGER t AFTER INSERT OR UPDATE ON apikeys.usage
+		FOR EACH ROW EXECUTE FUNCTION m.f();
+	CREATE TRIGGER t AFTER INSERT ON apikeys.requests_default
+		FOR EACH ROW EXECUTE FUNCTION m.f();
+	CREATE TRIGGER s AFTER INSERT ON apikeys.requests
+		FOR EACH STATEMENT EXECUTE FUNCTION m.f()));
+is(verify($node, 'app', $secret), 'VALID', 'a request');
+ok(flushed($node, 'app', 1), 'is in the history');
+ok( $node->poll_query_until(
+		'app', q(
+		SELECT u.current_usage = 1 AND k.last_used_at IS NOT NULL
+		  FROM apikeys.usage u, apikeys.keys k)),
+	'and in the other tables');
+is($node->safe_psql('app', 'SELECT count(*) FROM m.seen'),
+	'0', 'the worker has fired no trigger of another role');
+$node->safe_psql('app', q(UPDATE apikeys.keys SET name = 'other'));
+is($node->safe_psql('app', 'SELECT count(*) FROM m.seen'),
+	'1', 'though the triggers are there');
+
+# ----- Commands that are not allowed -----
+
+my $open = $node->safe_psql('app', 'SELECT id FROM apikeys.incarnations');
+my $mallory = $node->connstr('postgres') . ' user=mallory';
+foreach my $command ('DROP DATABASE app', 'ALTER DATABASE app RENAME TO other',
+	'CREATE DATABASE other TEMPLATE app', 'ALTER DATABASE app SET TABLESPACE pg_default')
+{
+	my ($stdout, $stderr);
+	my $ok = run_log([ 'psql', '-Xq', '-d', $mallory, '-c', $command ],
+		'>', \$stdout, '2>', \$stderr);
+	ok(!$ok, "$command is refused");
+}
+is(verify($node, 'app', $secret), 'VALID', 'another request');
+is($node->safe_psql('app', 'SELECT string_agg(id::text, chr(32)) FROM apikeys.incarnations'),
+	$open, 'the worker has stayed');
+
+# ----- Settings of the database -----
+
+$node->safe_psql(
+	'app', q(
+	ALTER DATABASE app SET role = 'mallory';
+	ALTER DATABASE app SET client_encoding = 'EUC_JP';
+	ALTER DATABASE app SET default_transaction_read_only = on;
+	ALTER DATABASE app SET default_transaction_isolation = 'serializable';
+	ALTER DATABASE app SET session_replication_role = 'origin';
+	ALTER DATABASE app SET search_path = 'm';
+	ALTER DATABASE app SET statement_timeout = '1ms';
+	ALTER DATABASE app SET synchronous_commit = off));
+$node->restart;
+my $settings = q(SET role = 'none'; SET client_encoding = 'UTF8';
+	SET statement_timeout = 0; SET search_path = public;);
+is( $node->safe_psql(
+		'app', "$settings SELECT code FROM apikey_verify('$secret', U&'/\\20ac')"),
+	'VALID', 'a request with settings of the database against the worker');
+$node->safe_psql('postgres', 'ALTER DATABASE app RESET ALL');
+ok( $node->poll_query_until(
+		'app',
+		q(SELECT count(*) = 1 FROM apikeys.requests WHERE endpoint = U&'/\\20ac')),
+	'is in the history as it was said');
+
+$node->stop;
+done_testing();
