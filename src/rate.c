@@ -41,7 +41,7 @@ ak_rate_make(int64 amount, const Interval *period, int64 burst, AkRate *rate)
 	int64		usecs;
 
 	if (amount < 1 || burst < 1 || period->month != 0 ||
-		Abs((int64) period->day) > 36525 ||
+		period->day > 36525 || period->day < -36525 ||
 		period->time > FILL_MAX / NS_PER_USEC ||
 		period->time < -FILL_MAX / NS_PER_USEC)
 		return false;
