@@ -18,6 +18,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "postmaster/interrupt.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -258,12 +259,18 @@ publish(const Batch *batch)
 	ConditionVariableBroadcast(&batch->db->changed);
 }
 
-/* Write a batch and tell its entries.  False if the write has failed. */
+/*
+ * Write a batch and tell its entries.  False if the write has failed.  SIGTERM
+ * may have cancelled the wait for a standby: then nothing may be admitted on
+ * the ground of what was written, and the closing writes it again.
+ */
 static bool
-write_batch(Batch *batch)
+write_batch(Batch *batch, AkPass pass)
 {
 	bool		ok = batch->n == 0 || ak_worker_transaction(write_rows, batch);
 
+	if (ShutdownRequestPending && pass != AK_PASS_CLOSING)
+		ok = false;
 	if (ok)
 		publish(batch);
 	batch->n = 0;
@@ -311,11 +318,11 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 		if (!clean)
 			flush->tracked[kept++] = tracked;
 		if (write && ++batch.n == BATCH)
-			ok = write_batch(&batch);
+			ok = write_batch(&batch, pass);
 	}
 	flush->ntracked = kept;
 	if (ok)
-		ok = write_batch(&batch);
+		ok = write_batch(&batch, pass);
 	pfree(batch.rows);
 	return ok;
 }

@@ -35,6 +35,7 @@
 #include "worker.h"
 
 static AkDatabase *my_db = NULL;
+static bool closing = false;	/* what is written now gates no admission */
 
 /*
  * SIGTERM: leave, after closing the meter.  A statement under way is cancelled,
@@ -84,6 +85,9 @@ ak_worker_transaction(AkTransaction body, void *arg)
 	Oid			user;
 	int			context;
 
+	/* After SIGTERM nothing more will cancel a statement. */
+	if (ShutdownRequestPending && !closing)
+		return false;
 	GetUserIdAndSecContext(&user, &context);
 
 	PG_TRY();
@@ -382,6 +386,7 @@ close_meter(AkFlush *flush)
 	bool		closed;
 
 	pgstat_report_activity(STATE_RUNNING, "closing");
+	closing = true;
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	QueryCancelPending = false;
 	closed = ak_incarnation_close(my_db, flush);
