@@ -367,6 +367,7 @@ typedef struct AkRole
 
 typedef struct AkKey
 {
+	ItemPointerData tid;		/* of the row that was read */
 	pg_uuid_t	id;
 	Datum		values[AK_KEY_COLUMNS];
 	bool		nulls[AK_KEY_COLUMNS];

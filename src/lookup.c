@@ -3,8 +3,8 @@
  * lookup.c
  *	  Find keys, and the plans, users, apis and roles that apply to them.
  *
- * Keys are read from the table each time, through the index, with a latest
- * snapshot: a revoke holds for every verification that starts after its
+ * Keys are read from the table each time, through the index or at the place
+ * where the backend last saw them, with a latest snapshot: a revoke holds for every verification that starts after its
  * commit, whatever the caller's isolation level, and for the caller's own
  * earlier commands.
  *
@@ -23,6 +23,7 @@
 #include "catalog/index.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -72,6 +73,7 @@ read_key(Relation rel, const AkCatalog *catalog, HeapTuple tuple, AkKey *key)
 		key->values[i] = values[catalog->keys_attnum[i] - 1];
 		key->nulls[i] = nulls[catalog->keys_attnum[i] - 1];
 	}
+	key->tid = tuple->t_self;
 	key->id = *DatumGetUUIDP(key->values[AK_KEY_ID]);
 	copy_id(key->api_id, key->values[AK_KEY_API_ID], key->nulls[AK_KEY_API_ID]);
 	copy_id(key->user_id, key->values[AK_KEY_USER_ID], key->nulls[AK_KEY_USER_ID]);
@@ -81,6 +83,9 @@ read_key(Relation rel, const AkCatalog *catalog, HeapTuple tuple, AkKey *key)
 /*
  * The row of apikeys.keys whose indexed column equals "value", if visible to
  * the snapshot.  Values point into a copy in the current memory context.
+ *
+ * The locks are kept to the end of the transaction, as a query keeps them: the
+ * next verification in it then finds them held.
  */
 static bool
 find_key(Relation rel, const AkCatalog *catalog, Oid indexid,
@@ -101,7 +106,7 @@ find_key(Relation rel, const AkCatalog *catalog, Oid indexid,
 		read_key(rel, catalog, ExecCopySlotHeapTuple(slot), key);
 	ExecDropSingleTupleTableSlot(slot);
 	index_endscan(scan);
-	index_close(index, AccessShareLock);
+	index_close(index, NoLock);
 	return found;
 }
 
@@ -115,6 +120,66 @@ digest_matches(const AkKey *key, AkKeyColumn column, const uint8 *digest)
 	stored = DatumGetByteaPP(key->values[column]);
 	return VARSIZE_ANY_EXHDR(stored) == AK_DIGEST_LEN &&
 		timingsafe_bcmp(VARDATA_ANY(stored), digest, AK_DIGEST_LEN) == 0;
+}
+
+/*
+ * Where the row of a digest was last seen by this backend.  Only a hint: the
+ * row is fetched each time, checked against the snapshot, and compared.  An
+ * update moves the row and leaves the hint behind, until the index is asked
+ * once more.
+ */
+typedef struct Hint
+{
+	uint64		digest;			/* its first bytes; 0: none */
+	ItemPointerData tid;
+} Hint;
+
+#define HINTS 4096
+
+static Hint hints[HINTS];
+
+static uint64
+digest_prefix(const uint8 *digest)
+{
+	uint64		prefix;
+
+	memcpy(&prefix, digest, sizeof(prefix));
+	return prefix;
+}
+
+/* The key at the place where its digest was last seen, if it is there still. */
+static bool
+find_hinted(Relation rel, const AkCatalog *catalog, const uint8 *digest,
+			Snapshot snapshot, AkKey *key)
+{
+	uint64		prefix = digest_prefix(digest);
+	Hint	   *hint = &hints[prefix % HINTS];
+	TupleTableSlot *slot;
+	bool		found = false;
+
+	/* The table may have been cut since. */
+	if (hint->digest != prefix || prefix == 0 ||
+		ItemPointerGetBlockNumber(&hint->tid) >= RelationGetNumberOfBlocks(rel))
+		return false;
+	slot = table_slot_create(rel, NULL);
+	if (table_tuple_fetch_row_version(rel, &hint->tid, snapshot, slot))
+	{
+		read_key(rel, catalog, ExecCopySlotHeapTuple(slot), key);
+		found = digest_matches(key, AK_KEY_DIGEST, digest);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	return found;
+}
+
+static void
+remember_place(const AkKey *key, const uint8 *digest)
+{
+	uint64		prefix = digest_prefix(digest);
+
+	hints[prefix % HINTS] = (Hint)
+	{
+		.digest = prefix,.tid = key->tid
+	};
 }
 
 /*
@@ -137,15 +202,21 @@ ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN], TimestampTz now, AkKey *key)
 	/* One snapshot for both, or a regeneration could slip in between. */
 	Assert(ActiveSnapshotSet());
 	snapshot = GetLatestSnapshot();
-	found = find_key(rel, catalog, catalog->keys_digest_key, F_BYTEAEQ, value,
-					 snapshot, key) &&
-		digest_matches(key, AK_KEY_DIGEST, digest);
+	found = find_hinted(rel, catalog, digest, snapshot, key);
+	if (!found)
+	{
+		found = find_key(rel, catalog, catalog->keys_digest_key, F_BYTEAEQ,
+						 value, snapshot, key) &&
+			digest_matches(key, AK_KEY_DIGEST, digest);
+		if (found)
+			remember_place(key, digest);
+	}
 	if (!found)
 		found = find_key(rel, catalog, catalog->keys_previous_digest_key,
 						 F_BYTEAEQ, value, snapshot, key) &&
 			digest_matches(key, AK_KEY_PREVIOUS_DIGEST, digest) &&
 			DatumGetTimestampTz(key->values[AK_KEY_PREVIOUS_EXPIRES_AT]) > now;
-	table_close(rel, AccessShareLock);
+	table_close(rel, NoLock);
 	return found;
 }
 
@@ -159,7 +230,7 @@ ak_key_by_id(const pg_uuid_t *id, AkKey *key)
 	Assert(ActiveSnapshotSet());
 	found = find_key(rel, catalog, catalog->keys_pkey, F_UUID_EQ,
 					 UUIDPGetDatum(id), GetLatestSnapshot(), key);
-	table_close(rel, AccessShareLock);
+	table_close(rel, NoLock);
 	return found;
 }
 

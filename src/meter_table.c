@@ -112,9 +112,9 @@ static uint32 *
 bucket_of(const MeterKey *key)
 {
 	uint64		subject = subject_hash(key);
-	uint64		rest = hash_bytes_extended((const unsigned char *) key + UUID_LEN,
-										   sizeof(MeterKey) - UUID_LEN,
-										   subject);
+	uint64		rest = hash_combine64(subject, (uint64) key->period_start ^
+									  ((uint64) key->generation << 32 |
+									   key->period));
 
 	return &table->buckets[(subject % AK_PARTITIONS) *
 						   table->buckets_per_partition +

@@ -110,15 +110,9 @@ fixed_at(int64 length, TimestampTz anchor, TimestampTz now, AkSpan *span)
 	span->end = span->start + length;
 }
 
-/*
- * The period that holds "now".  The anchor is the start of one period, or
- * AK_CALENDAR for the calendar's: a week then begins on Monday.
- *
- * Errors: 22008 beyond the range of timestamps.
- */
-void
-ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
-			 AkSpan *span)
+static void
+compute_period(AkPeriod period, TimestampTz anchor, TimestampTz now,
+			   AkSpan *span)
 {
 	if (anchor == AK_CALENDAR)
 	{
@@ -147,4 +141,30 @@ ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
 			months_at(MONTHS_PER_YEAR, anchor, now, span);
 			return;
 	}
+}
+
+/*
+ * The period that holds "now".  The anchor is the start of one period, or
+ * AK_CALENDAR for the calendar's: a week then begins on Monday.
+ *
+ * Errors: 22008 beyond the range of timestamps.
+ */
+void
+ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
+			 AkSpan *span)
+{
+	/* The last answer mostly holds still; an empty span holds nothing. */
+	static AkPeriod last_period = AK_MINUTE;
+	static TimestampTz last_anchor = 0;
+	static AkSpan last = {0, 0};
+
+	if (period != last_period || anchor != last_anchor ||
+		now < last.start || now >= last.end)
+	{
+		last.start = last.end = 0;
+		compute_period(period, anchor, now, &last);
+		last_period = period;
+		last_anchor = anchor;
+	}
+	*span = last;
 }

@@ -325,16 +325,28 @@ permissions_arg(FunctionCallInfo fcinfo)
 		ak_permissions_expression(PG_GETARG_DATUM(ARG_PERMISSIONS));
 }
 
+static bool
+text_is(const text *t, const char *string)
+{
+	Size		length = strlen(string);
+
+	return VARSIZE_ANY_EXHDR(t) == length &&
+		memcmp(VARDATA_ANY(t), string, length) == 0;
+}
+
 /* Whether the charge is given back if the transaction aborts. */
 static bool
 on_abort_arg(FunctionCallInfo fcinfo)
 {
-	char	   *on_abort = text_arg(fcinfo, ARG_ON_ABORT);
+	if (!PG_ARGISNULL(ARG_ON_ABORT))
+	{
+		const text *on_abort = PG_GETARG_TEXT_PP(ARG_ON_ABORT);
 
-	if (on_abort != NULL && strcmp(on_abort, "keep") == 0)
-		return false;
-	if (on_abort != NULL && strcmp(on_abort, "refund") == 0)
-		return true;
+		if (text_is(on_abort, "keep"))
+			return false;
+		if (text_is(on_abort, "refund"))
+			return true;
+	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unrecognized value of on_abort"),
@@ -439,6 +451,20 @@ verify(Request *request, Decision *decision)
 	remember(request, decision);
 }
 
+/* The function's result type, remembered for the statement. */
+static Oid
+result_type(FmgrInfo *flinfo)
+{
+	if (flinfo->fn_extra == NULL)
+	{
+		Oid		   *type = MemoryContextAlloc(flinfo->fn_mcxt, sizeof(Oid));
+
+		*type = get_func_rettype(flinfo->fn_oid);
+		flinfo->fn_extra = type;
+	}
+	return *(Oid *) flinfo->fn_extra;
+}
+
 static void
 check_columns(TupleDesc desc)
 {
@@ -491,7 +517,7 @@ apikey_verify(PG_FUNCTION_ARGS)
 	verify(&request, &decision);
 	answer(&request, &decision, values, nulls);
 
-	desc = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
+	desc = lookup_rowtype_tupdesc(result_type(fcinfo->flinfo), -1);
 	check_columns(desc);
 	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 	ReleaseTupleDesc(desc);
