@@ -5,13 +5,14 @@
  *
  * A verification goes through the files in this order:
  *
- *	  verify.c	 the decision, in the order of the outcomes
- *	  secret.c	 parse the secret, make its digest
- *	  lookup.c	 find the key's row, its user, its plan
+ *	  verify.c		 the decision, in the order of the outcomes
+ *	  secret.c		 parse the secret, make its digest
+ *	  find_key.c	 find the key's row
+ *	  lookup.c		 find its user and its plan
  *	  permissions.c	 what the key may do (expression.c parses the question)
- *	  period.c	 which period is now
- *	  meter.c	 count, in shared memory
- *	  history.c	 remember, in shared memory
+ *	  limits.c		 the limits it is held to (period.c: which period is now)
+ *	  meter.c		 count, in shared memory
+ *	  history.c		 remember, in shared memory
  *
  * and one background worker a database (launcher.c, worker.c) makes the last
  * two durable (flush.c) and tidies up (maintain.c).
@@ -24,9 +25,9 @@
  *	  free_lock		 spinlock: the free entries and the free chunks
  *
  * A backend holds at most two partitions at a time, in the order of their
- * addresses, the worker at most one.  No code
- * that can raise an error, allocate or check for interrupts runs between the
- * first and the last store to shared memory under a partition or lane lock.
+ * addresses, the worker at most one.  No code that can raise an error,
+ * allocate or check for interrupts runs between the first and the last store
+ * to shared memory under a partition or lane lock.
  *
  *-------------------------------------------------------------------------
  */
@@ -66,6 +67,14 @@
 #define AK_SECRET_MAX (AK_PREFIX_MAX + 1 + AK_SECRET_TAIL)
 #define AK_START_RANDOM 4		/* random characters shown in "start" */
 #define AK_DIGEST_LEN 32
+
+/* Not isalnum(): the server's locale has no say in what a secret is. */
+static inline bool
+ak_is_base62(unsigned char c)
+{
+	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') ||
+		(c >= 'a' && c <= 'z');
+}
 
 extern bool ak_prefix_is_valid(const char *prefix);
 extern bool ak_secret_is_well_formed(const char *secret, int length);
@@ -386,6 +395,7 @@ typedef struct AkSubject
 	TimestampTz anchor;
 } AkSubject;
 
+extern void ak_copy_id(char id[AK_ID_LEN], Datum value, bool isnull);
 extern bool ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN],
 							 TimestampTz now, AkKey *key);
 extern bool ak_key_by_id(const pg_uuid_t *id, AkKey *key);

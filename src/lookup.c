@@ -1,12 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * lookup.c
- *	  Find keys, and the plans, users, apis and roles that apply to them.
- *
- * Keys are read from the table each time, through the index or at the place
- * where the backend last saw them, with a latest snapshot: a revoke holds for every verification that starts after its
- * commit, whatever the caller's isolation level, and for the caller's own
- * earlier commands.
+ *	  Find the plans, users, apis and roles that apply to a key.
  *
  * Plans, users, apis and roles are remembered by the backend, a missing one
  * too, until ak_catalog_changes() says that one may have changed.
@@ -16,14 +11,9 @@
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/tableam.h"
-#include "catalog/index.h"
 #include "catalog/pg_type.h"
-#include "executor/tuptable.h"
-#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -37,8 +27,9 @@
 /* A backend remembers at most this many rows of each kind. */
 #define REMEMBERED_MAX 4096
 
-static void
-copy_id(char id[AK_ID_LEN], Datum value, bool isnull)
+/* Copy an id out of a row; empty for NULL. */
+void
+ak_copy_id(char id[AK_ID_LEN], Datum value, bool isnull)
 {
 	if (isnull)
 		id[0] = '\0';
@@ -55,183 +46,6 @@ copy_id(char id[AK_ID_LEN], Datum value, bool isnull)
 		memcpy(id, VARDATA_ANY(t), length);
 		id[length] = '\0';
 	}
-}
-
-/* ----- keys ----- */
-
-/* Copy what the decision needs out of a row. */
-static void
-read_key(Relation rel, const AkCatalog *catalog, HeapTuple tuple, AkKey *key)
-{
-	TupleDesc	desc = RelationGetDescr(rel);
-	Datum	   *values = palloc(desc->natts * sizeof(Datum));
-	bool	   *nulls = palloc(desc->natts * sizeof(bool));
-
-	heap_deform_tuple(tuple, desc, values, nulls);
-	for (int i = 0; i < AK_KEY_COLUMNS; i++)
-	{
-		key->values[i] = values[catalog->keys_attnum[i] - 1];
-		key->nulls[i] = nulls[catalog->keys_attnum[i] - 1];
-	}
-	key->tid = tuple->t_self;
-	key->id = *DatumGetUUIDP(key->values[AK_KEY_ID]);
-	copy_id(key->api_id, key->values[AK_KEY_API_ID], key->nulls[AK_KEY_API_ID]);
-	copy_id(key->user_id, key->values[AK_KEY_USER_ID], key->nulls[AK_KEY_USER_ID]);
-	copy_id(key->plan_id, key->values[AK_KEY_PLAN_ID], key->nulls[AK_KEY_PLAN_ID]);
-}
-
-/*
- * The row of apikeys.keys whose indexed column equals "value", if visible to
- * the snapshot.  Values point into a copy in the current memory context.
- *
- * The locks are kept to the end of the transaction, as a query keeps them: the
- * next verification in it then finds them held.
- */
-static bool
-find_key(Relation rel, const AkCatalog *catalog, Oid indexid,
-		 RegProcedure equal, Datum value, Snapshot snapshot, AkKey *key)
-{
-	Relation	index = index_open(indexid, AccessShareLock);
-	IndexScanDesc scan;
-	ScanKeyData scankey;
-	TupleTableSlot *slot;
-	bool		found;
-
-	ScanKeyInit(&scankey, 1, BTEqualStrategyNumber, equal, value);
-	scan = ak_index_beginscan(rel, index, snapshot, 1);
-	index_rescan(scan, &scankey, 1, NULL, 0);
-	slot = table_slot_create(rel, NULL);
-	found = index_getnext_slot(scan, ForwardScanDirection, slot);
-	if (found)
-		read_key(rel, catalog, ExecCopySlotHeapTuple(slot), key);
-	ExecDropSingleTupleTableSlot(slot);
-	index_endscan(scan);
-	index_close(index, NoLock);
-	return found;
-}
-
-static bool
-digest_matches(const AkKey *key, AkKeyColumn column, const uint8 *digest)
-{
-	const bytea *stored;
-
-	if (key->nulls[column])
-		return false;
-	stored = DatumGetByteaPP(key->values[column]);
-	return VARSIZE_ANY_EXHDR(stored) == AK_DIGEST_LEN &&
-		timingsafe_bcmp(VARDATA_ANY(stored), digest, AK_DIGEST_LEN) == 0;
-}
-
-/*
- * Where the row of a digest was last seen by this backend.  Only a hint: the
- * row is fetched each time, checked against the snapshot, and compared.  An
- * update moves the row and leaves the hint behind, until the index is asked
- * once more.
- */
-typedef struct Hint
-{
-	uint64		digest;			/* its first bytes; 0: none */
-	ItemPointerData tid;
-} Hint;
-
-#define HINTS 4096
-
-static Hint hints[HINTS];
-
-static uint64
-digest_prefix(const uint8 *digest)
-{
-	uint64		prefix;
-
-	memcpy(&prefix, digest, sizeof(prefix));
-	return prefix;
-}
-
-/* The key at the place where its digest was last seen, if it is there still. */
-static bool
-find_hinted(Relation rel, const AkCatalog *catalog, const uint8 *digest,
-			Snapshot snapshot, AkKey *key)
-{
-	uint64		prefix = digest_prefix(digest);
-	Hint	   *hint = &hints[prefix % HINTS];
-	TupleTableSlot *slot;
-	bool		found = false;
-
-	/* The table may have been cut since. */
-	if (hint->digest != prefix || prefix == 0 ||
-		ItemPointerGetBlockNumber(&hint->tid) >= RelationGetNumberOfBlocks(rel))
-		return false;
-	slot = table_slot_create(rel, NULL);
-	if (table_tuple_fetch_row_version(rel, &hint->tid, snapshot, slot))
-	{
-		read_key(rel, catalog, ExecCopySlotHeapTuple(slot), key);
-		found = digest_matches(key, AK_KEY_DIGEST, digest);
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	return found;
-}
-
-static void
-remember_place(const AkKey *key, const uint8 *digest)
-{
-	uint64		prefix = digest_prefix(digest);
-
-	hints[prefix % HINTS] = (Hint)
-	{
-		.digest = prefix,.tid = key->tid
-	};
-}
-
-/*
- * The key that a secret belongs to, by its digest: the current secret, or the
- * one before while its grace lasts.
- */
-bool
-ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN], TimestampTz now, AkKey *key)
-{
-	const AkCatalog *catalog = ak_catalog();
-	Relation	rel = table_open(catalog->keys, AccessShareLock);
-	char		buffer[VARHDRSZ + AK_DIGEST_LEN];
-	Datum		value = PointerGetDatum(buffer);
-	Snapshot	snapshot;
-	bool		found;
-
-	SET_VARSIZE(buffer, sizeof(buffer));
-	memcpy(VARDATA(buffer), digest, AK_DIGEST_LEN);
-
-	/* One snapshot for both, or a regeneration could slip in between. */
-	Assert(ActiveSnapshotSet());
-	snapshot = GetLatestSnapshot();
-	found = find_hinted(rel, catalog, digest, snapshot, key);
-	if (!found)
-	{
-		found = find_key(rel, catalog, catalog->keys_digest_key, F_BYTEAEQ,
-						 value, snapshot, key) &&
-			digest_matches(key, AK_KEY_DIGEST, digest);
-		if (found)
-			remember_place(key, digest);
-	}
-	if (!found)
-		found = find_key(rel, catalog, catalog->keys_previous_digest_key,
-						 F_BYTEAEQ, value, snapshot, key) &&
-			digest_matches(key, AK_KEY_PREVIOUS_DIGEST, digest) &&
-			DatumGetTimestampTz(key->values[AK_KEY_PREVIOUS_EXPIRES_AT]) > now;
-	table_close(rel, NoLock);
-	return found;
-}
-
-bool
-ak_key_by_id(const pg_uuid_t *id, AkKey *key)
-{
-	const AkCatalog *catalog = ak_catalog();
-	Relation	rel = table_open(catalog->keys, AccessShareLock);
-	bool		found;
-
-	Assert(ActiveSnapshotSet());
-	found = find_key(rel, catalog, catalog->keys_pkey, F_UUID_EQ,
-					 UUIDPGetDatum(id), GetLatestSnapshot(), key);
-	table_close(rel, NoLock);
-	return found;
 }
 
 /* ----- rows by their text id ----- */
@@ -436,7 +250,7 @@ visit_user(Relation rel, HeapTuple tuple, void *arg)
 	(void) column_of(rel, tuple, "deleted_at", &not_deleted);
 	user->is_usable = !DatumGetBool(value) && not_deleted;
 	value = column_of(rel, tuple, "plan_id", &isnull);
-	copy_id(user->plan_id, value, isnull);
+	ak_copy_id(user->plan_id, value, isnull);
 	value = column_of(rel, tuple, "custom_start", &isnull);
 	user->custom_start = isnull ? AK_CALENDAR : DatumGetTimestampTz(value);
 	value = column_of(rel, tuple, "subject_id", &isnull);
@@ -483,7 +297,7 @@ visit_api(Relation rel, HeapTuple tuple, void *arg)
 
 	api->exists = true;
 	value = column_of(rel, tuple, "default_plan_id", &isnull);
-	copy_id(api->default_plan_id, value, isnull);
+	ak_copy_id(api->default_plan_id, value, isnull);
 	value = column_of(rel, tuple, "default_prefix", &isnull);
 	if (!isnull)
 		strlcpy(api->default_prefix, TextDatumGetCString(value),

@@ -22,13 +22,6 @@
 
 static emit_log_hook_type prev_emit_log = NULL;
 
-static bool
-is_base62(unsigned char c)
-{
-	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') ||
-		(c >= 'a' && c <= 'z');
-}
-
 static void
 mask(char *text)
 {
@@ -36,7 +29,7 @@ mask(char *text)
 
 	for (char *c = text; text != NULL; c++)
 	{
-		if (is_base62(*c))
+		if (ak_is_base62(*c))
 			continue;
 		if (run != NULL && c - run >= AK_SECRET_TAIL)
 			memset(run + AK_START_RANDOM, '*', c - run - AK_START_RANDOM);

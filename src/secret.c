@@ -30,21 +30,13 @@ static const char base62[] =
 
 PG_FUNCTION_INFO_V1(apikeys_uuidv7);
 
-/* Not isalnum(): the server's locale has no say in what a secret is. */
-static inline bool
-is_base62(unsigned char c)
-{
-	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') ||
-		(c >= 'a' && c <= 'z');
-}
-
 static bool
 is_prefix(const char *prefix, int length)
 {
 	if (length < 1 || length > AK_PREFIX_MAX)
 		return false;
 	for (int i = 0; i < length; i++)
-		if (!is_base62(prefix[i]) && prefix[i] != '_')
+		if (!ak_is_base62(prefix[i]) && prefix[i] != '_')
 			return false;
 	return true;
 }
@@ -85,7 +77,7 @@ ak_secret_is_well_formed(const char *secret, int length)
 	if (!is_prefix(secret, prefix_len) || secret[prefix_len] != '_')
 		return false;
 	for (int i = prefix_len + 1; i < length; i++)
-		if (!is_base62(secret[i]))
+		if (!ak_is_base62(secret[i]))
 			return false;
 	checksum(secret, length - AK_SECRET_CHECK, check);
 	return memcmp(check, secret + length - AK_SECRET_CHECK,
