@@ -264,6 +264,19 @@ has_work(AkFlush *flush)
 		!ak_history_is_empty(my_db);
 }
 
+/* Shorter intervals hold at once. */
+static void
+hasten(Schedule *schedule, TimestampTz now)
+{
+	int64		interval = ak_flush_interval * INT64CONST(1000);
+
+	schedule->next_counts = Min(schedule->next_counts,
+								now + interval / COUNTS_PER_INTERVAL);
+	schedule->next_history = Min(schedule->next_history, now + interval);
+	schedule->next_sweep = Min(schedule->next_sweep,
+							   now + ak_sweep_interval * USECS_PER_SEC);
+}
+
 static void
 flush_counts_due(AkFlush *flush, Schedule *schedule, TimestampTz now)
 {
@@ -354,9 +367,7 @@ serve(AkFlush *flush)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			schedule.next_sweep = Min(schedule.next_sweep,
-									  GetCurrentTimestamp() +
-									  ak_sweep_interval * USECS_PER_SEC);
+			hasten(&schedule, GetCurrentTimestamp());
 		}
 
 		now = GetCurrentTimestamp();
