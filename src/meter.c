@@ -457,7 +457,8 @@ peek(AkLimit *limit)
 			/* As for loading: an entry that has come or gone is newer. */
 			read_entry(limit, &found);
 			LWLockAcquire(lock, LW_SHARED);
-			settled = ak_entries_removed(key) == removed_before && ak_entry_find(key) == NULL;
+			settled = ak_entries_removed(key) == removed_before &&
+				ak_entry_find(key) == NULL;
 			LWLockRelease(lock);
 		}
 	} while (!settled);

@@ -6,7 +6,6 @@ use warnings FATAL => 'all';
 use FindBin;
 use lib $FindBin::RealBin;
 use ApikeysTest;
-use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -29,38 +28,18 @@ my $history = 0;
 sub run_clients
 {
 	my ($name, $times, @secrets) = @_;
-	my @runs;
+	my @scripts = map { "$dir/$name.$_.sql" } 1 .. $clients;
 
-	my $gate = $node->background_psql('postgres');
-	$gate->query_safe('SELECT pg_advisory_lock(1)');
 	foreach my $client (1 .. $clients)
 	{
 		my $secret = $secrets[ $client % @secrets ];
 		my $call = "SELECT code FROM apikey_verify('$secret');\n";
 		$call = "BEGIN;\n${call}ROLLBACK;\n" if $client % 2;
-		my $script = "$dir/$name.$client.sql";
-		append_to_file($script,
-			"SELECT FROM pg_advisory_lock_shared(1);\n" . $call x $times);
-		push @runs, IPC::Run::start(
-			[
-				'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d',
-				$node->connstr('postgres'), '-f', $script
-			],
-			'<', \undef,
-			'>', "$dir/$name.$client.out",
-			'2>', "$dir/$name.$client.err");
+		append_to_file($scripts[ $client - 1 ], $call x $times);
 	}
-	ok( $node->poll_query_until(
-			'postgres', qq(
-			SELECT count(*) = $clients FROM pg_locks
-			 WHERE locktype = 'advisory' AND NOT granted)),
-		"$clients clients are waiting ($name)");
-	$gate->query_safe('SELECT pg_advisory_unlock(1)');
-	my $failed = grep { !$_->finish } @runs;
-	is($failed, 0, "all clients came to their end ($name)");
-	$gate->quit;
+	race($node, $name, @scripts);
 	$history += $clients * $times;
-	return codes(map { "$dir/$name.$_.out" } 1 .. $clients);
+	return codes(map { "$_.out" } @scripts);
 }
 
 foreach my $quota ([ 1, 10 ], [ 10, 10 ], [ 10_000, 200 ])

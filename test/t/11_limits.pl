@@ -7,7 +7,6 @@ use warnings FATAL => 'all';
 use FindBin;
 use lib $FindBin::RealBin;
 use ApikeysTest;
-use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -48,47 +47,27 @@ sub remaining
 }
 
 # Each client asks for other costs each time.
-my $gate = $node->background_psql('postgres');
-$gate->query_safe('SELECT pg_advisory_lock(1)');
-my @runs;
+my @scripts = map { "$dir/$_.sql" } 1 .. $clients;
 foreach my $client (1 .. $clients)
 {
-	my $script = "$dir/$client.sql";
 	my @secrets = ($one, $two, $own);
 
-	append_to_file($script, "SELECT FROM pg_advisory_lock_shared(1);\n");
 	foreach my $n (1 .. $times)
 	{
 		my $secret = $secrets[ ($client + $n) % 3 ];
 		my $cost = 1 + ($client * 7 + $n) % 3;
 		my $tokens = ($client + $n * 5) % 4;
-		append_to_file($script,
+		append_to_file($scripts[ $client - 1 ],
 			"SELECT code, $cost, $tokens, name FROM apikey_verify('$secret',"
 			  . " cost => $cost, charges => '{\"tokens\": $tokens}');\n");
 	}
-	push @runs, IPC::Run::start(
-		[
-			'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d',
-			$node->connstr('postgres'), '-f', $script
-		],
-		'<', \undef,
-		'>', "$dir/$client.out",
-		'2>', "$dir/$client.err");
 }
-ok( $node->poll_query_until(
-		'postgres', qq(
-		SELECT count(*) = $clients FROM pg_locks
-		 WHERE locktype = 'advisory' AND NOT granted)),
-	"$clients clients are waiting");
-$gate->query_safe('SELECT pg_advisory_unlock(1)');
-my $failed = grep { !$_->finish } @runs;
-is($failed, 0, 'all clients came to their end');
-$gate->quit;
+race($node, 'three limits', @scripts);
 
 my %told = (VALID => 0, RATE_LIMITED => 0, cost => 0, tokens => 0, own => 0);
-foreach my $client (1 .. $clients)
+foreach my $script (@scripts)
 {
-	foreach (split /\n/, slurp_file("$dir/$client.out"))
+	foreach (split /\n/, slurp_file("$script.out"))
 	{
 		my ($code, $cost, $tokens, $name) = split /\|/;
 

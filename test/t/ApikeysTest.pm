@@ -7,13 +7,14 @@ use strict;
 use warnings FATAL => 'all';
 
 use Exporter 'import';
+use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(new_server install issue verify verify_times usage flushed
-  start_again until_true codes);
+  start_again until_true codes race);
 
 # A server, not started. Settings are given by name.
 sub new_server
@@ -125,6 +126,35 @@ sub codes
 		$codes{$_}++ foreach slurp_file($file) =~ /^([A-Z_]+)$/mg;
 	}
 	return \%codes;
+}
+
+# Runs the scripts, a client each, all at the same moment; what a client is
+# told goes to its script's name with .out. Tests that none has failed.
+sub race
+{
+	my ($node, $name, @scripts) = @_;
+	my $clients = @scripts;
+	my $gate = $node->background_psql('postgres');
+	$gate->query_safe('SELECT pg_advisory_lock(1)');
+	my @runs = map {
+		IPC::Run::start(
+			[
+				'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d',
+				$node->connstr('postgres'), '-c',
+				'SELECT FROM pg_advisory_lock_shared(1)', '-f', $_
+			],
+			'<', \undef, '>', "$_.out", '2>', "$_.err")
+	} @scripts;
+	ok( $node->poll_query_until(
+			'postgres', qq(
+			SELECT count(*) = $clients FROM pg_locks
+			 WHERE locktype = 'advisory' AND NOT granted)),
+		"$clients clients are waiting ($name)");
+	$gate->query_safe('SELECT pg_advisory_unlock(1)');
+	my $failed = grep { !$_->finish } @runs;
+	is($failed, 0, "all clients came to their end ($name)");
+	$gate->quit;
+	return;
 }
 
 1;
