@@ -304,7 +304,10 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		write = ok && plan_row(entry, &tracked, pass, &batch.rows[batch.n]);
+
+		/* Settled, and not merely passed over as busy. */
 		clean = !write && pass != AK_PASS_URGENT &&
+			entry->charged == tracked.seen &&
 			entry->charged == entry->written && !entry->raise_asked;
 		if (clean)
 			entry->dirty = false;
