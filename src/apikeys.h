@@ -10,7 +10,8 @@
  *	  find_key.c	 find the key's row
  *	  lookup.c		 find its user and its plan
  *	  permissions.c	 what the key may do (expression.c parses the question)
- *	  limits.c		 the limits it is held to (period.c: which period is now)
+ *	  limits.c		 the limits it is held to (period.c: which period is now;
+ *					 credits.c: when they refill)
  *	  meter.c		 count, in shared memory
  *	  history.c		 remember, in shared memory
  *
@@ -93,7 +94,8 @@ typedef enum AkPeriod
 	AK_DAY,
 	AK_WEEK,
 	AK_MONTH,
-	AK_YEAR
+	AK_YEAR,
+	AK_CREDITS					/* for ever: no plan's */
 } AkPeriod;
 
 typedef struct AkSpan
@@ -106,6 +108,10 @@ extern const char *ak_period_name(AkPeriod period);
 extern bool ak_period_parse(const char *name, AkPeriod *period);
 extern void ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
 						 AkSpan *span);
+extern void ak_months_at(int unit, TimestampTz anchor, TimestampTz now,
+						 AkSpan *span);
+extern void ak_fixed_at(int64 length, TimestampTz anchor, TimestampTz now,
+						AkSpan *span);
 
 /* No anchor: the calendar, in UTC. */
 #define AK_CALENDAR DT_NOBEGIN
@@ -255,10 +261,15 @@ typedef enum AkKeyColumn
 	AK_KEY_UPDATED_AT,
 	AK_KEY_DELETED_AT,
 	AK_KEY_HAS_LIMITS,
-	AK_KEY_ROLES
+	AK_KEY_ROLES,
+	AK_KEY_CREDITS,
+	AK_KEY_REFILL_AMOUNT,
+	AK_KEY_REFILL_EVERY,
+	AK_KEY_REFILL_DAY,
+	AK_KEY_REFILL_SINCE
 } AkKeyColumn;
 
-#define AK_KEY_COLUMNS (AK_KEY_ROLES + 1)
+#define AK_KEY_COLUMNS (AK_KEY_REFILL_SINCE + 1)
 
 typedef struct AkCatalog
 {
@@ -301,7 +312,7 @@ extern void ak_catalog_announce(Oid relid);
 
 #define AK_LIMIT_NAME_LEN 64	/* bytes of a limit's name, with its zero */
 #define AK_RATES_MAX 8			/* rates that one plan, user or key can set */
-#define AK_LIMITS_MAX (1 + 3 * AK_RATES_MAX)	/* that one request is held to */
+#define AK_LIMITS_MAX (2 + 3 * AK_RATES_MAX)	/* that one request is held to */
 
 #define AK_COST_MAX ((int64) 1 << 31)
 
@@ -332,6 +343,23 @@ typedef enum AkOwner
 extern void ak_rates_of(AkOwner owner, Datum id, MemoryContext context,
 						AkRates *rates);
 
+/* ----- credits.c ----- */
+
+/* The credits of a key or a user, as their row has them. */
+typedef struct AkCredits
+{
+	bool		is_limited;		/* else the rest is unset */
+	int64		granted;		/* in all, but for what refills have added */
+	int64		refill_amount;	/* 0: they do not refill */
+	Interval	refill_every;
+	int			refill_day;		/* 0: not chosen */
+	TimestampTz refill_since;
+} AkCredits;
+
+extern bool ak_refill_at(const AkCredits *credits, TimestampTz now,
+						 AkSpan *span);
+extern uint32 ak_refill_mark(TimestampTz at);
+
 /* ----- lookup.c ----- */
 
 typedef struct AkPlan
@@ -356,6 +384,7 @@ typedef struct AkUser
 	char		plan_id[AK_ID_LEN]; /* empty: none */
 	TimestampTz custom_start;	/* AK_CALENDAR: none */
 	pg_uuid_t	subject_id;
+	AkCredits	credits;
 	AkRates		rates;			/* good until the next look-up of a user */
 } AkUser;
 
@@ -438,29 +467,46 @@ typedef struct MeterKey
  * the part of it that nobody consumed but a crash cost; their difference is
  * what is billed.
  *
+ * Of credits, a refill takes off "charged" and off "lost" alike: what is left of
+ * the grants rises, what is billed does not change.
+ *
  * Of a rate, "charged" is the theoretical arrival time of the next request, in
- * ns, and the rest is unused: see rate.c.
+ * ns; "kept" is the same without what may yet be given back.  The rest is
+ * unused: see rate.c.
+ *
+ * A change that is not a charge (a refill, an adjustment, the settlement of a
+ * reservation) is counted in "changes", and acknowledged once it is durable:
+ * "changes_written" has caught up.
  */
 typedef struct MeterEntry
 {
 	MeterKey	key;
 	int64		charged;
-	int64		lost;
+	union
+	{
+		int64		lost;
+		int64		kept;
+	};
 	int64		ceiling;		/* durable: admission stays at or below it */
 	int64		written;		/* charged as durable; AK_UNWRITTEN: no row */
 	int64		limit;			/* last one seen; -1: unlimited */
-	int64		wanted;			/* a caller waits for a ceiling this high */
+	uint32		wanted;			/* a caller waits to charge as much */
+	uint32		refilled;		/* mark of the last refill; see credits.c */
 	uint32		next;			/* in its bucket, or in the free list */
 	uint32		next_dirty;		/* on its way to the worker */
-	bool		in_use;
-	bool		dirty;			/* the worker has it, or it is on its way */
-	bool		recent;			/* used since the clock hand came by */
-	bool		raise_asked;	/* the worker was asked for a ceiling */
 	uint32		refundable;		/* charges that may yet be given back: the
 								 * entry stays */
+	bool		in_use:1;
+	bool		dirty:1;		/* the worker has it, or it is on its way */
+	bool		recent:1;		/* used since the clock hand came by */
+	bool		raise_asked:1;	/* the worker was asked for a ceiling */
+	uint8		changes;
+	uint8		changes_written;
 } MeterEntry;
 
-#define AK_UNWRITTEN (-1)
+StaticAssertDecl(sizeof(MeterEntry) == 96, "a count takes 96 bytes");
+
+#define AK_UNWRITTEN PG_INT64_MIN
 
 typedef struct AkCount
 {
@@ -475,8 +521,13 @@ typedef struct AkLimit
 	const char *name;
 	int64		cost;			/* 0: only looked at */
 	int64		amount;			/* a quota's requests per period, -1: unlimited;
-								 * a rate's burst */
+								 * a rate's burst; the credits granted */
 	AkRate		rate;			/* of a rate */
+	int64		refill_amount;	/* of credits; 0: they do not refill */
+	uint32		refill_due;		/* mark of the last refill that is due, or 0 */
+	TimestampTz refill_next;	/* when the next one is, DT_NOEND: never */
+	uint32		refilled;		/* mark that the entry had when charged */
+	int64		used;			/* of a reservation that is settled */
 	bool		refuses;		/* set by the decision, as is the next */
 	AkCount		count;			/* after it */
 } AkLimit;
@@ -485,6 +536,12 @@ static inline bool
 ak_limit_is_rate(const AkLimit *limit)
 {
 	return limit->key.period == AK_RATE;
+}
+
+static inline bool
+ak_limit_is_credits(const AkLimit *limit)
+{
+	return limit->key.period == AK_CREDITS;
 }
 
 /* A request and all its limits: all are charged, or none. */
@@ -499,6 +556,15 @@ typedef struct AkCharge
 	AkLimit		limits[AK_LIMITS_MAX];
 } AkCharge;
 
+/* What ak_meter_change() does to the counts of a charge. */
+typedef enum AkChange
+{
+	AK_REFILL,					/* only what is due */
+	AK_ADJUST,					/* add each limit's cost, which has a sign */
+	AK_SETTLE					/* keep each limit's "used" of its cost, give
+								 * the rest back */
+} AkChange;
+
 struct AkRecord;
 
 extern Size ak_meter_shmem_size(void);
@@ -509,13 +575,15 @@ extern void ak_meter_key(MeterKey *key, const AkCatalog *catalog,
 extern AkOutcome ak_meter_charge(AkCharge *charge, struct AkRecord *record);
 extern void ak_meter_look(AkCharge *charge);
 extern void ak_meter_settle(const AkCharge *charge, bool give_back);
+extern bool ak_meter_change(AkCharge *charge, AkChange change);
 extern void ak_meter_forget(uint32 generation, bool closing);
 extern void ak_meter_put_rate(const MeterKey *key, int64 arrival);
 typedef void (*AkEntryVisitor) (const MeterEntry *entry, void *arg);
 extern void ak_meter_each_rate(uint32 generation, AkEntryVisitor visit,
 							   void *arg);
-extern int64 ak_meter_step(int64 limit);
-extern int64 ak_meter_headroom(int64 limit);
+extern int64 ak_meter_step(const MeterEntry *entry);
+extern int64 ak_meter_headroom(const MeterKey *key, int64 limit);
+extern bool ak_is_unlimited(const MeterKey *key, int64 limit);
 extern LWLock *ak_partition_lock(const MeterKey *key);
 extern void ak_meter_barrier(void);
 extern uint32 ak_meter_take_dirty(AkDatabase *db);
@@ -540,10 +608,14 @@ typedef struct AkNamedCosts
 	AkNamedCost costs[AK_LIMITS_MAX];
 } AkNamedCosts;
 
+extern const AkLimit *ak_charge_credits(const AkCharge *charge);
 extern void ak_charges_read(Datum json, AkNamedCosts *costs);
 extern void ak_charge_prepare(AkCharge *charge, const AkKey *key,
 							  const AkSubject *subject, int64 cost,
 							  AkNamedCosts *costs, bool all, TimestampTz now);
+extern void ak_credits_limit(AkLimit *limit, const AkCredits *credits,
+							 const pg_uuid_t *subject_id, bool is_user,
+							 int64 cost, TimestampTz now);
 extern bool ak_charge_is_free(const AkCharge *charge);
 extern int64 ak_limit_remaining(const AkCharge *charge, const AkLimit *limit);
 extern TimestampTz ak_charge_retry_at(const AkCharge *charge);
@@ -552,7 +624,7 @@ extern Datum ak_charge_show(const AkCharge *charge);
 /* ----- refund.c ----- */
 
 extern void ak_refund_prepare(const AkCharge *charge);
-extern void ak_refund_keep(void);
+extern void ak_refund_keep(const AkCharge *charge);
 
 /* ----- rate.c ----- */
 
@@ -563,6 +635,8 @@ extern bool ak_rate_admits(const AkRate *rate, int64 arrival, int64 cost,
 						   TimestampTz now);
 extern int64 ak_rate_charge(const AkRate *rate, int64 arrival, int64 cost,
 							TimestampTz now);
+extern void ak_rate_settle(const AkRate *rate, int64 *arrival, int64 *kept,
+						   int64 cost, int64 used, TimestampTz charged_at);
 extern int64 ak_rate_remaining(const AkRate *rate, int64 arrival,
 							   TimestampTz now);
 extern TimestampTz ak_rate_full_at(const AkRate *rate, int64 arrival,

@@ -54,6 +54,11 @@ static const char *const key_columns[AK_KEY_COLUMNS] = {
 	[AK_KEY_DELETED_AT] = "deleted_at",
 	[AK_KEY_HAS_LIMITS] = "has_limits",
 	[AK_KEY_ROLES] = "roles",
+	[AK_KEY_CREDITS] = "credits",
+	[AK_KEY_REFILL_AMOUNT] = "refill_amount",
+	[AK_KEY_REFILL_EVERY] = "refill_every",
+	[AK_KEY_REFILL_DAY] = "refill_day",
+	[AK_KEY_REFILL_SINCE] = "refill_since",
 };
 
 /* Runs while invalidations are processed: only flags may be set here. */

@@ -55,6 +55,8 @@ typedef struct Row
 	int64		charged;
 	int64		lost;
 	int64		ceiling;
+	uint32		refilled;
+	uint8		changes;
 } Row;
 
 typedef struct Batch
@@ -136,9 +138,9 @@ track_new(AkFlush *flush)
 static int64
 raised_ceiling(const MeterEntry *entry)
 {
-	if (entry->limit < 0)
-		return Max(entry->charged, entry->wanted);
-	return Min(Max(entry->charged + ak_meter_step(entry->limit), entry->wanted),
+	if (ak_is_unlimited(&entry->key, entry->limit))
+		return entry->charged + entry->wanted;
+	return Min(entry->charged + Max(ak_meter_step(entry), entry->wanted),
 			   Max(entry->limit, entry->charged));
 }
 
@@ -160,11 +162,12 @@ plan_row(MeterEntry *entry, const Tracked *tracked, AkPass pass, Row *row)
 			 (is_busy && tracked->passes < BUSY_PASSES))
 		return false;
 	else
-		ceiling = entry->charged + ak_meter_headroom(entry->limit);
+		ceiling = entry->charged + ak_meter_headroom(&entry->key, entry->limit);
 
 	/* Who still wants more after this will say so again. */
 	entry->wanted = 0;
-	if (entry->charged == entry->written && ceiling == entry->ceiling)
+	if (entry->charged == entry->written && ceiling == entry->ceiling &&
+		entry->changes == entry->changes_written)
 	{
 		entry->raise_asked = false;
 		return false;
@@ -177,6 +180,8 @@ plan_row(MeterEntry *entry, const Tracked *tracked, AkPass pass, Row *row)
 	row->charged = entry->charged;
 	row->lost = entry->lost;
 	row->ceiling = ceiling;
+	row->refilled = entry->refilled;
+	row->changes = entry->changes;
 	return true;
 }
 
@@ -186,19 +191,57 @@ array_of(Datum *values, int n, Oid type, int length, bool by_value, char align)
 	return construct_array(values, n, type, length, by_value, align);
 }
 
+#define COLUMNS 8				/* arrays, beside the incarnation */
+
+#define ROWS_WRITTEN \
+	" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)" \
+	" AS r (subject_id, is_user, period, period_start, current_usage, charged," \
+	" ceiling, refilled_at)"
+
+/*
+ * What the meter itself has added to credits goes into the ledger: refills, and
+ * what a crash cost.  It is the change of current_usage - charged.
+ */
+static void
+write_ledger(Oid *types, Datum *args)
+{
+	if (SPI_execute_with_args("INSERT INTO apikeys.ledger (subject_id, subject,"
+							  " kind, operation, amount, actor)"
+							  " SELECT r.subject_id, CASE WHEN r.is_user THEN 'user' ELSE 'key' END,"
+							  " 'credits', CASE WHEN u.refilled_at IS DISTINCT FROM"
+							  " nullif(r.refilled_at, '-infinity')"
+							  " THEN 'refill' ELSE 'correction' END,"
+							  " r.current_usage - r.charged"
+							  " - coalesce(u.current_usage - u.charged, 0), NULL"
+							  ROWS_WRITTEN
+							  " LEFT JOIN apikeys.usage u ON u.subject_id = r.subject_id"
+							  " AND u.period = r.period AND u.period_start = r.period_start"
+							  " WHERE r.period = 'credits' AND r.current_usage - r.charged"
+							  " <> coalesce(u.current_usage - u.charged, 0)",
+							  COLUMNS, types, args, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write apikeys.ledger");
+}
+
+static TimestampTz
+refilled_at(const Row *row)
+{
+	return row->refilled == 0 ? DT_NOBEGIN : row->refilled * USECS_PER_SEC;
+}
+
 static void
 write_rows(void *arg)
 {
 	Batch	   *batch = arg;
 	int			n = batch->n;
-	Datum	   *columns[7];
-	Datum		args[8];
-	Oid			types[8] = {
+	bool		has_credits = false;
+	Datum	   *columns[COLUMNS];
+	Datum		args[COLUMNS + 1];
+	Oid			types[COLUMNS + 1] = {
 		UUIDARRAYOID, BOOLARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-		INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, UUIDOID
+		INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, UUIDOID
 	};
 
-	for (int c = 0; c < 7; c++)
+	for (int c = 0; c < COLUMNS; c++)
 		columns[c] = palloc(n * sizeof(Datum));
 	for (int i = 0; i < n; i++)
 	{
@@ -211,6 +254,8 @@ write_rows(void *arg)
 		columns[4][i] = Int64GetDatum(row->charged - row->lost);
 		columns[5][i] = Int64GetDatum(row->charged);
 		columns[6][i] = Int64GetDatum(row->ceiling);
+		columns[7][i] = TimestampTzGetDatum(refilled_at(row));
+		has_credits |= row->key.period == AK_CREDITS;
 	}
 	args[0] = PointerGetDatum(array_of(columns[0], n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
 	args[1] = PointerGetDatum(array_of(columns[1], n, BOOLOID, 1, true, TYPALIGN_CHAR));
@@ -218,24 +263,26 @@ write_rows(void *arg)
 	args[3] = PointerGetDatum(array_of(columns[3], n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	for (int c = 4; c < 7; c++)
 		args[c] = PointerGetDatum(array_of(columns[c], n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	args[7] = UUIDPGetDatum(&batch->db->incarnation);
+	args[7] = PointerGetDatum(array_of(columns[7], n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	args[8] = UUIDPGetDatum(&batch->db->incarnation);
 
+	if (has_credits)
+		write_ledger(types, args);
 	if (SPI_execute_with_args("INSERT INTO apikeys.usage AS u (subject_id, subject,"
 							  " period, period_start, current_usage, charged,"
-							  " ceiling, incarnation, updated_at)"
+							  " ceiling, incarnation, updated_at, refilled_at)"
 							  " SELECT r.subject_id, CASE WHEN r.is_user THEN 'user' ELSE 'key' END,"
 							  " r.period, r.period_start, r.current_usage, r.charged,"
-							  " r.ceiling, $8, now()"
-							  " FROM unnest($1, $2, $3, $4, $5, $6, $7)"
-							  " AS r (subject_id, is_user, period, period_start,"
-							  " current_usage, charged, ceiling)"
+							  " r.ceiling, $9, now(), nullif(r.refilled_at, '-infinity')"
+							  ROWS_WRITTEN
 							  " ORDER BY r.subject_id, r.period, r.period_start"
 							  " ON CONFLICT (subject_id, period, period_start) DO UPDATE"
 							  " SET current_usage = excluded.current_usage,"
 							  " charged = excluded.charged, ceiling = excluded.ceiling,"
 							  " incarnation = excluded.incarnation,"
-							  " updated_at = excluded.updated_at",
-							  8, types, args, NULL, false, 0) != SPI_OK_INSERT)
+							  " updated_at = excluded.updated_at,"
+							  " refilled_at = excluded.refilled_at",
+							  COLUMNS + 1, types, args, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write apikeys.usage");
 }
 
@@ -251,8 +298,12 @@ publish(const Batch *batch)
 
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		entry->written = row->charged;
-		entry->ceiling = row->ceiling;
-		entry->raise_asked = false;
+		entry->changes_written = row->changes;
+		if (entry->changes == row->changes)
+		{
+			entry->ceiling = row->ceiling;
+			entry->raise_asked = false;
+		}
 		LWLockRelease(lock);
 		batch->db->usage_rows++;
 	}
@@ -308,7 +359,8 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 		/* Settled, and not merely passed over as busy. */
 		clean = !write && pass != AK_PASS_URGENT &&
 			entry->charged == tracked.seen &&
-			entry->charged == entry->written && !entry->raise_asked;
+			entry->charged == entry->written && !entry->raise_asked &&
+			entry->changes == entry->changes_written;
 		if (clean)
 			entry->dirty = false;
 		if (pass != AK_PASS_URGENT)

@@ -41,12 +41,16 @@ enum
 	ARG_ENABLED,
 	ARG_ALLOWED_IPS,
 	ARG_ROLES,
+	ARG_CREDITS,
+	ARG_REFILL_AMOUNT,
+	ARG_REFILL_EVERY,
+	ARG_REFILL_DAY,
 	ARG_COUNT
 };
 
 /* apikeys.issued_key: id, api_key, then the rest of a key object. */
 #define OUT_API_KEY 1
-#define OUT_COLUMNS 20
+#define OUT_COLUMNS 24
 
 /* The columns of apikeys.issued_key but for the secret, in order. */
 #define RETURNING_KEY \
@@ -57,7 +61,9 @@ enum
 	" ELSE 'active' END," \
 	" start, permissions, metadata, expires_at, created_at, updated_at," \
 	" last_used_at, deleted_at, enabled, allowed_ips, regenerated_at," \
-	" previous_expires_at, roles"
+	" previous_expires_at, roles," \
+	" apikeys.balance(id, 'key', credits, refill_amount, refill_every," \
+	" refill_day, refill_since), refill_amount, refill_every, refill_day"
 
 /* Run a statement whose plan is kept for the backend's life. */
 static int
@@ -250,7 +256,8 @@ check_values(FunctionCallInfo fcinfo)
  * apikey_create(name text, user_id text, plan_id text, metadata jsonb,
  *				 expires_at timestamptz, prefix text, api_id text,
  *				 permissions text[], enabled boolean, allowed_ips cidr[],
- *				 roles text[]) -> apikeys.issued_key
+ *				 roles text[], credits bigint, refill_amount bigint,
+ *				 refill_every interval, refill_day int) -> apikeys.issued_key
  *
  * Errors: 22004 and 22023 for arguments, P0002 for an unknown plan, api or
  * role, 23514 if the user has as many keys as the plan allows.
@@ -261,7 +268,8 @@ apikey_create(PG_FUNCTION_ARGS)
 	static SPIPlanPtr plan = NULL;
 	static Oid	types[] = {
 		TEXTOID, TEXTOID, TEXTOID, JSONBOID, TIMESTAMPTZOID, TEXTOID, TEXTOID,
-		TEXTARRAYOID, BOOLOID, CIDRARRAYOID, TEXTARRAYOID, BYTEAOID
+		TEXTARRAYOID, BOOLOID, CIDRARRAYOID, TEXTARRAYOID, INT8OID, INT8OID,
+		INTERVALOID, INT4OID, BYTEAOID
 	};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types)];
@@ -298,9 +306,11 @@ apikey_create(PG_FUNCTION_ARGS)
 	execute_kept(&plan,
 				 "INSERT INTO apikeys.keys (name, user_id, plan_id, metadata,"
 				 " expires_at, start, api_id, permissions, enabled,"
-				 " allowed_ips, roles, digest) VALUES ($1, $2, $3,"
+				 " allowed_ips, roles, credits, refill_amount, refill_every,"
+				 " refill_day, digest) VALUES ($1, $2, $3,"
 				 " coalesce($4, '{}'), $5, $6, $7, coalesce($8, '{}'), $9,"
-				 " $10, coalesce($11, '{}'), $12)" RETURNING_KEY,
+				 " $10, coalesce($11, '{}'), coalesce($12, $13), $13, $14, $15,"
+				 " $16)" RETURNING_KEY,
 				 lengthof(types), types, values, nulls);
 	result = issued_key(fcinfo, secret);
 	SPI_finish();

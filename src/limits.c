@@ -4,7 +4,8 @@
  *	  Which limits a request is held to, and how they are shown.
  *
  * The first is always the quota of the plan that applies (unlimited if there
- * is none).  Then come the rates of the key, its user and the plan, by name: a
+ * is none).  Then come the credits of the key or else of its user, if these are
+ * not unlimited.  Then come the rates of the key, its user and the plan, by name: a
  * key's own rate stands in for its user's of the same name, the user's for the
  * plan's.  A plan's rates go to the same subject as its quota.
  *
@@ -33,6 +34,9 @@ PG_FUNCTION_INFO_V1(apikeys_is_rate);
 
 /* What the quota is called among the limits. */
 #define QUOTA_NAME "quota"
+
+/* And the credits. */
+#define CREDITS_NAME "credits"
 
 /* Columns of apikeys.limits, in the order of the install script. */
 enum
@@ -264,6 +268,81 @@ add_rates(AkCharge *charge, const AkRates *rates, const pg_uuid_t *subject_id,
 	}
 }
 
+static void
+credits_of_key(const AkKey *key, AkCredits *credits)
+{
+	memset(credits, 0, sizeof(AkCredits));
+	credits->is_limited = !key->nulls[AK_KEY_CREDITS];
+	if (!credits->is_limited)
+		return;
+	credits->granted = DatumGetInt64(key->values[AK_KEY_CREDITS]);
+	if (key->nulls[AK_KEY_REFILL_AMOUNT])
+		return;
+	credits->refill_amount = DatumGetInt64(key->values[AK_KEY_REFILL_AMOUNT]);
+	credits->refill_every = *DatumGetIntervalP(key->values[AK_KEY_REFILL_EVERY]);
+	credits->refill_since = DatumGetTimestampTz(key->values[AK_KEY_REFILL_SINCE]);
+	if (!key->nulls[AK_KEY_REFILL_DAY])
+		credits->refill_day = DatumGetInt32(key->values[AK_KEY_REFILL_DAY]);
+}
+
+/*
+ * Make a limit of the credits of a key or a user, as of a moment.
+ */
+void
+ak_credits_limit(AkLimit *limit, const AkCredits *credits,
+				 const pg_uuid_t *subject_id, bool is_user, int64 cost,
+				 TimestampTz now)
+{
+	AkSpan		refill;
+
+	memset(limit, 0, sizeof(AkLimit));
+	ak_meter_key(&limit->key, ak_catalog(), subject_id, is_user, AK_CREDITS,
+				 DT_NOBEGIN);
+	limit->name = CREDITS_NAME;
+	limit->amount = credits->granted;
+	limit->cost = cost;
+	limit->refill_next = DT_NOEND;
+	if (ak_refill_at(credits, now, &refill))
+	{
+		limit->refill_amount = credits->refill_amount;
+		limit->refill_next = refill.end;
+		if (refill.start > credits->refill_since)
+			limit->refill_due = ak_refill_mark(refill.start);
+	}
+}
+
+/* The key's own credits stand in for its user's. */
+static void
+add_credits(AkCharge *charge, const AkKey *key, const AkSubject *subject,
+			int64 cost, AkNamedCosts *costs)
+{
+	AkNamedCost *named = named_cost(costs, CREDITS_NAME);
+	AkCredits	credits = {.is_limited = false};
+
+	if (named != NULL)
+		cost = named->cost;
+	if (key != NULL)
+		credits_of_key(key, &credits);
+	if (!credits.is_limited && !subject->user.credits.is_limited)
+		return;
+	if (credits.is_limited)
+		ak_credits_limit(&charge->limits[charge->nlimits++], &credits, &key->id,
+						 false, cost, charge->now);
+	else
+		ak_credits_limit(&charge->limits[charge->nlimits++],
+						 &subject->user.credits, &subject->user.subject_id,
+						 true, cost, charge->now);
+}
+
+/* The credits among the limits, or NULL. */
+const AkLimit *
+ak_charge_credits(const AkCharge *charge)
+{
+	if (charge->nlimits > 1 && ak_limit_is_credits(&charge->limits[1]))
+		return &charge->limits[1];
+	return NULL;
+}
+
 /*
  * List the limits that a request with a key is held to, and what it costs each:
  * "cost", unless "costs" (may be NULL) names the limit.  With "all", limits that
@@ -291,6 +370,8 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 	quota->cost = named != NULL ? named->cost : cost;
 	charge->nlimits = 1;
 	charge->nskipped = 0;
+	charge->refundable = false;
+	add_credits(charge, key, subject, cost, costs);
 
 	if (key != NULL && DatumGetBool(key->values[AK_KEY_HAS_LIMITS]))
 	{
@@ -338,8 +419,25 @@ ak_limit_remaining(const AkCharge *charge, const AkLimit *limit)
 static TimestampTz
 reset_time(const AkCharge *charge, const AkLimit *limit)
 {
-	return ak_limit_is_rate(limit) ?
-		ak_rate_full_at(&limit->rate, limit->count.charged, charge->now) : charge->span.end;
+	if (ak_limit_is_rate(limit))
+		return ak_rate_full_at(&limit->rate, limit->count.charged, charge->now);
+	return ak_limit_is_credits(limit) ? limit->refill_next : charge->span.end;
+}
+
+/*
+ * When a limit that refuses can admit as much: DT_NOEND if waiting does not
+ * help.
+ */
+static TimestampTz
+retry_at(const AkCharge *charge, const AkLimit *limit)
+{
+	if (limit->cost > (ak_limit_is_credits(limit) ?
+					   limit->refill_amount : limit->amount))
+		return DT_NOEND;
+	if (ak_limit_is_rate(limit))
+		return ak_rate_retry_at(&limit->rate, limit->count.charged,
+								limit->cost, charge->now);
+	return reset_time(charge, limit);
 }
 
 /*
@@ -352,18 +450,8 @@ ak_charge_retry_at(const AkCharge *charge)
 	TimestampTz at = charge->now;
 
 	for (int i = 0; i < charge->nlimits; i++)
-	{
-		const AkLimit *limit = &charge->limits[i];
-
-		if (!limit->refuses)
-			continue;
-		if (limit->cost > limit->amount)
-			return DT_NOEND;
-		at = Max(at, ak_limit_is_rate(limit) ?
-				 ak_rate_retry_at(&limit->rate, limit->count.charged,
-								  limit->cost, charge->now) :
-				 charge->span.end);
-	}
+		if (charge->limits[i].refuses)
+			at = Max(at, retry_at(charge, &charge->limits[i]));
 	return at;
 }
 
@@ -402,33 +490,57 @@ push_number(JsonbParseState **state, const char *key, int64 number, bool isnull)
 	pushJsonbValue(state, WJB_VALUE, &value);
 }
 
+static void
+push_time(JsonbParseState **state, const char *key, TimestampTz at)
+{
+	char		buffer[MAXDATELEN + 1];
+
+	if (at == DT_NOEND)
+	{
+		push_number(state, key, 0, true);
+		return;
+	}
+	(void) JsonEncodeDateTime(buffer, TimestampTzGetDatum(at), TIMESTAMPTZOID,
+							  NULL);
+	push_string(state, key, buffer);
+}
+
+static const char *
+kind_of(const AkLimit *limit)
+{
+	return ak_limit_is_rate(limit) ? "rate" :
+		ak_limit_is_credits(limit) ? "credits" : "quota";
+}
+
 /*
- * The limits as JSON: an array of objects with name, kind (quota or rate),
- * limit, remaining, reset_time and refused.
+ * The limits as JSON: an array of objects with name, kind (quota, credits or
+ * rate), limit (of credits what they refill to), remaining, reset_time (null
+ * where there is none) and refused.
  */
 Datum
 ak_charge_show(const AkCharge *charge)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue	value;
-	char		buffer[MAXDATELEN + 1];
 
 	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
 	for (int i = 0; i < charge->nlimits; i++)
 	{
 		const AkLimit *limit = &charge->limits[i];
-		bool		unlimited = limit->amount < 0;
+		bool		unlimited = ak_is_unlimited(&limit->key, limit->amount);
 		TimestampTz reset = reset_time(charge, limit);
 
 		pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 		push_string(&state, "name", limit->name);
-		push_string(&state, "kind", ak_limit_is_rate(limit) ? "rate" : "quota");
-		push_number(&state, "limit", limit->amount, unlimited);
+		push_string(&state, "kind", kind_of(limit));
+		if (ak_limit_is_credits(limit))
+			push_number(&state, "limit", limit->refill_amount,
+						limit->refill_amount == 0);
+		else
+			push_number(&state, "limit", limit->amount, unlimited);
 		push_number(&state, "remaining",
 					unlimited ? 0 : ak_limit_remaining(charge, limit), unlimited);
-		(void) JsonEncodeDateTime(buffer, TimestampTzGetDatum(reset),
-								  TIMESTAMPTZOID, NULL);
-		push_string(&state, "reset_time", buffer);
+		push_time(&state, "reset_time", reset);
 		push_key(&state, "refused");
 		value.type = jbvBool;
 		value.val.boolean = limit->refuses;

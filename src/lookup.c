@@ -237,6 +237,23 @@ ak_plan_by_id(const char *id, AkPlan *plan)
 
 static Memory users = {.name = "apikeys users",.entry_size = sizeof(AkUser)};
 
+static void
+read_refill(Relation rel, HeapTuple tuple, AkCredits *credits)
+{
+	bool		isnull;
+	Datum		value = column_of(rel, tuple, "refill_amount", &isnull);
+
+	if (isnull)
+		return;
+	credits->refill_amount = DatumGetInt64(value);
+	value = column_of(rel, tuple, "refill_every", &isnull);
+	credits->refill_every = *DatumGetIntervalP(value);
+	value = column_of(rel, tuple, "refill_since", &isnull);
+	credits->refill_since = DatumGetTimestampTz(value);
+	value = column_of(rel, tuple, "refill_day", &isnull);
+	credits->refill_day = isnull ? 0 : DatumGetInt32(value);
+}
+
 static bool
 visit_user(Relation rel, HeapTuple tuple, void *arg)
 {
@@ -255,6 +272,13 @@ visit_user(Relation rel, HeapTuple tuple, void *arg)
 	user->custom_start = isnull ? AK_CALENDAR : DatumGetTimestampTz(value);
 	value = column_of(rel, tuple, "subject_id", &isnull);
 	user->subject_id = *DatumGetUUIDP(value);
+	value = column_of(rel, tuple, "credits", &isnull);
+	user->credits.is_limited = !isnull;
+	if (!isnull)
+	{
+		user->credits.granted = DatumGetInt64(value);
+		read_refill(rel, tuple, &user->credits);
+	}
 	return false;
 }
 

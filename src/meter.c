@@ -8,6 +8,11 @@
  * beyond it waits for the worker to commit a higher one (as a sequence logs
  * values ahead).  The rules by which a row is read back are in usage_row.c.
  *
+ * What is not a request (a refill of credits, an adjustment, the settlement of
+ * a reservation) also changes counts in memory first, and is acknowledged once
+ * it is durable.  A refill gates admission too: else a crash would bring it
+ * twice.
+ *
  * A request is decided over all its limits, charged to all of them or none,
  * and its history record appended, in one critical section.  Its limits belong
  * to its key and to its key's user: at most two partitions are held, the lower
@@ -26,7 +31,8 @@ typedef enum ChargeResult
 	MISSING,					/* the entry is not in memory */
 	BEYOND_CEILING,				/* wait for a higher one */
 	METER_CLOSED,				/* wait for a worker */
-	HISTORY_FULL				/* wait for a flush */
+	HISTORY_FULL,				/* wait for a flush */
+	TOO_MANY_CHANGES			/* wait until some are durable */
 } ChargeResult;
 
 /* ----- the list of entries that the worker has to look at ----- */
@@ -59,22 +65,37 @@ ak_meter_take_dirty(AkDatabase *db)
 
 /* ----- charging ----- */
 
-/* How far ahead of the count a ceiling is committed while a key is active. */
-int64
-ak_meter_step(int64 limit)
+/* Whether a limit is none; a grant of credits may have any sign. */
+bool
+ak_is_unlimited(const MeterKey *key, int64 limit)
 {
+	return limit < 0 && key->period != AK_CREDITS;
+}
+
+/*
+ * How far ahead of the count a ceiling is committed while a key is active: of
+ * a quota, or of what is left of the credits.
+ */
+int64
+ak_meter_step(const MeterEntry *entry)
+{
+	int64		limit = entry->limit;
+
+	if (entry->key.period == AK_CREDITS)
+		limit -= entry->charged;
 	return Max(1, limit / 64);
 }
 
 /*
  * How far ahead of the count a key is taken to be that has no ceiling beyond
  * it on record: one that has gone idle, or has no row yet.  Nothing where
- * limits are small, so that a crash costs an idle key nothing there.
+ * limits are small, so that a crash costs an idle key nothing there; nor of
+ * credits, whose limit moves all the time.
  */
 int64
-ak_meter_headroom(int64 limit)
+ak_meter_headroom(const MeterKey *key, int64 limit)
 {
-	return limit < 0 ? 0 : limit / 64;
+	return limit < 0 || key->period == AK_CREDITS ? 0 : limit / 64;
 }
 
 /* The key of a subject's count in this database. */
@@ -156,17 +177,22 @@ refuses(const AkLimit *limit, const MeterEntry *entry, TimestampTz now)
 {
 	if (ak_limit_is_rate(limit))
 		return !ak_rate_admits(&limit->rate, entry->charged, limit->cost, now);
-	return (limit->amount >= 0 && limit->cost > 0 &&
-			limit->cost > limit->amount - entry->charged) ||
-		limit->cost > PG_INT64_MAX - entry->charged;
+	if (limit->cost == 0)
+		return false;
+	if (ak_is_unlimited(&limit->key, limit->amount))
+		return entry->charged > PG_INT64_MAX - limit->cost;
+	return limit->cost > limit->amount - entry->charged;
 }
 
+/* No slack for credits: they are paid for. */
 static bool
 is_beyond_ceiling(const AkLimit *limit, const MeterEntry *entry)
 {
-	return !ak_limit_is_rate(limit) && limit->amount >= 0 &&
-		limit->cost > 0 &&
-		entry->charged + limit->cost - ak_crash_slack > entry->ceiling;
+	int64		slack = ak_limit_is_credits(limit) ? 0 : ak_crash_slack;
+
+	return !ak_limit_is_rate(limit) && limit->cost > 0 &&
+		!ak_is_unlimited(&limit->key, limit->amount) &&
+		entry->charged + limit->cost - slack > entry->ceiling;
 }
 
 /* Consume what is asked of a limit; everything has been checked. */
@@ -182,15 +208,19 @@ take(AkDatabase *db, AkLimit *limit, MeterEntry *entry, TimestampTz now,
 	{
 		entry->charged = ak_rate_charge(&limit->rate, entry->charged,
 										limit->cost, now);
+		if (!refundable)
+			entry->kept = ak_rate_charge(&limit->rate, entry->kept,
+										 limit->cost, now);
 		return;
 	}
+	limit->refilled = entry->refilled;
 	entry->charged += limit->cost;
 	mark_dirty(db, entry);
 
 	/* Have the next ceiling on its way before somebody must wait for it. */
-	if (limit->amount >= 0 && !entry->raise_asked &&
+	if (!ak_is_unlimited(&limit->key, limit->amount) && !entry->raise_asked &&
 		entry->ceiling < limit->amount &&
-		(entry->ceiling - entry->charged) * 2 < ak_meter_step(limit->amount))
+		(entry->ceiling - entry->charged) * 2 < ak_meter_step(entry))
 	{
 		entry->raise_asked = true;
 		db->urgent = true;
@@ -201,10 +231,98 @@ take(AkDatabase *db, AkLimit *limit, MeterEntry *entry, TimestampTz now,
 static void
 ask_for_ceiling(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
 {
-	entry->wanted = Max(entry->wanted, entry->charged + limit->cost);
+	entry->wanted = Max(entry->wanted, limit->cost);
 	entry->raise_asked = true;
 	mark_dirty(db, entry);
 	db->urgent = true;
+}
+
+/* ----- changes that are no charge ----- */
+
+/*
+ * Changes of an entry that may be on their way to the disk; the counters wrap,
+ * and are compared, well beyond it.
+ */
+#define CHANGES_MAX 100
+
+static bool
+can_change(const MeterEntry *entry)
+{
+	return (uint8) (entry->changes - entry->changes_written) < CHANGES_MAX;
+}
+
+static bool
+is_durable(const MeterEntry *entry, uint8 change)
+{
+	return (int8) (entry->changes_written - change) >= 0;
+}
+
+/* Have a change made durable soon. */
+static void
+note_change(AkDatabase *db, MeterEntry *entry)
+{
+	entry->changes++;
+	entry->raise_asked = true;
+	mark_dirty(db, entry);
+	db->urgent = true;
+}
+
+static bool
+is_refill_due(const AkLimit *limit, const MeterEntry *entry)
+{
+	return limit->refill_due > entry->refilled;
+}
+
+/* What has been charged to credits once a refill is applied. */
+static int64
+charged_after_refill(const AkLimit *limit, int64 charged)
+{
+	return Min(charged, limit->amount - limit->refill_amount);
+}
+
+/*
+ * Apply the refill that is due, if there is one: nothing is admitted until it
+ * is durable.
+ */
+static void
+refill(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
+{
+	int64		charged;
+
+	if (!is_refill_due(limit, entry))
+		return;
+	charged = charged_after_refill(limit, entry->charged);
+	entry->lost -= entry->charged - charged;
+	entry->charged = charged;
+	entry->ceiling = charged;
+	entry->refilled = limit->refill_due;
+	note_change(db, entry);
+}
+
+/*
+ * The end of what could be given back: "used" of a limit's cost is kept.  What
+ * was charged before a refill cannot raise the balance that the refill has set;
+ * it is not billed.
+ */
+static void
+settle(AkDatabase *db, const AkLimit *limit, MeterEntry *entry, int64 used,
+	   TimestampTz charged_at)
+{
+	int64		rest = limit->cost - used;
+
+	if (ak_limit_is_rate(limit))
+	{
+		ak_rate_settle(&limit->rate, &entry->charged, &entry->kept,
+					   limit->cost, used, charged_at);
+		return;
+	}
+	if (rest == 0)
+		return;
+	if (ak_limit_is_credits(limit) && entry->refilled != limit->refilled)
+		entry->lost += rest;
+	else
+		entry->charged -= rest;
+	mark_dirty(db, entry);
 }
 
 /*
@@ -236,6 +354,12 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 
 		entries[i]->limit = limit->amount;
 		entries[i]->recent = true;
+		if (ak_limit_is_credits(limit))
+		{
+			if (!can_change(entries[i]))
+				return TOO_MANY_CHANGES;
+			refill(db, limit, entries[i]);
+		}
 		limit->refuses = refuses(limit, entries[i], charge->now);
 		if (limit->refuses)
 			result = EXCEEDED;
@@ -284,6 +408,7 @@ read_entry(const AkLimit *limit, MeterEntry *entry)
 			entry->charged = ak_rate_after_crash(&limit->rate, crash);
 		if (!database_of(&limit->key)->open)
 			entry->charged = Max(entry->charged, ak_rate_mark(&limit->key));
+		entry->kept = entry->charged;
 	}
 	else
 		ak_usage_row(&limit->key, limit->amount, entry);
@@ -326,6 +451,11 @@ load_entry(const AkLimit *limit)
 		ak_entries_removed(key) == removed_before && ak_entry_find(key) == NULL)
 	{
 		ak_entry_insert(i, &loaded);
+
+		/* What a crash has cost goes into the ledger. */
+		if (ak_limit_is_credits(limit) && loaded.written != AK_UNWRITTEN &&
+			loaded.written != loaded.charged)
+			mark_dirty(db, ak_entry_find(key));
 		i = AK_NONE;
 	}
 	LWLockRelease(lock);
@@ -408,25 +538,152 @@ ak_meter_settle(const AkCharge *charge, bool give_back)
 	for (int i = 0; i < charge->nlimits; i++)
 	{
 		const AkLimit *limit = &charge->limits[i];
-		MeterEntry *entry = limit->cost > 0 ? ak_entry_find(&limit->key) : NULL;
+		MeterEntry *entry = limit->cost != 0 ? ak_entry_find(&limit->key) : NULL;
 
 		/* Only a dropped extension forgets a refundable entry. */
 		if (entry == NULL)
 			continue;
 		entry->refundable--;
-		if (!give_back)
-			continue;
-		if (ak_limit_is_rate(limit))
-			entry->charged -= limit->cost * limit->rate.emission;
-		else
-		{
-			entry->charged -= limit->cost;
-			mark_dirty(db, entry);
-		}
+		settle(db, limit, entry, give_back ? 0 : limit->cost, charge->now);
 	}
 	unlock_partitions(&partitions);
 	if (give_back)
 		ak_nudge_if_asleep(db);
+}
+
+/* Make a change to one count.  The caller holds its partition. */
+static void
+change_entry(AkDatabase *db, const AkCharge *charge, const AkLimit *limit,
+			 MeterEntry *entry, AkChange change)
+{
+	if (change == AK_SETTLE)
+		settle(db, limit, entry, limit->used, charge->now);
+	else if (change == AK_ADJUST)
+	{
+		entry->charged += limit->cost;
+		if (charge->refundable && limit->cost != 0)
+			entry->refundable++;
+	}
+	if (change != AK_REFILL && !ak_limit_is_rate(limit))
+		note_change(db, entry);
+}
+
+/*
+ * Change all counts of a charge, and set *durable to what will tell that each
+ * is durable.  EXCEEDED: an adjustment would go below zero, and nothing has
+ * changed.  The caller holds the partitions.
+ */
+static ChargeResult
+change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
+			  uint8 *versions, int *missing)
+{
+	MeterEntry *entries[AK_LIMITS_MAX];
+
+	if (!db->open || db->generation != charge->limits[0].key.generation)
+		return METER_CLOSED;
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		const AkLimit *limit = &charge->limits[i];
+		MeterEntry *entry = ak_entry_find(&limit->key);
+
+		*missing = i;
+		if (entry == NULL)
+			return MISSING;
+		if (!can_change(entry))
+			return TOO_MANY_CHANGES;
+		if (change == AK_ADJUST &&
+			(limit->cost < -(entry->charged - entry->lost) ||
+			 (limit->cost > 0 && entry->charged > PG_INT64_MAX - limit->cost)))
+			return EXCEEDED;
+		entries[i] = entry;
+	}
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		AkLimit    *limit = &charge->limits[i];
+		MeterEntry *entry = entries[i];
+
+		if (change != AK_SETTLE && !ak_limit_is_rate(limit))
+			entry->limit = limit->amount;
+		entry->recent = true;
+		if (ak_limit_is_credits(limit))
+			refill(db, limit, entry);
+		change_entry(db, charge, limit, entry, change);
+		versions[i] = entry->changes;
+		limit->count.charged = entry->charged;
+		limit->count.billed = entry->charged - entry->lost;
+	}
+	return CHARGED;
+}
+
+/* Whether all changes of a charge are durable; if not, they are asked for. */
+static bool
+all_durable(AkDatabase *db, const AkCharge *charge, const uint8 *versions)
+{
+	bool		durable = true;
+
+	for (int i = 0; i < charge->nlimits; i++)
+	{
+		const AkLimit *limit = &charge->limits[i];
+		LWLock	   *lock = ak_partition_lock(&limit->key);
+		MeterEntry *entry;
+
+		LWLockAcquire(lock, LW_EXCLUSIVE);
+		entry = ak_entry_find(&limit->key);
+
+		/* What is not in memory any more is durable. */
+		if (entry != NULL && !ak_limit_is_rate(limit) &&
+			!is_durable(entry, versions[i]))
+		{
+			durable = false;
+			entry->raise_asked = true;
+			db->urgent = true;
+		}
+		LWLockRelease(lock);
+	}
+	return durable;
+}
+
+/*
+ * Change the counts of a charge other than by a request, and wait until that
+ * is durable.  The caller holds no lock.  Sets each limit's count.
+ *
+ * False if an adjustment would go below zero: then nothing has changed.
+ * Errors: 53000 if the worker does not come in time; the change may have been
+ * made.
+ */
+bool
+ak_meter_change(AkCharge *charge, AkChange change)
+{
+	AkDatabase *db = database_of(&charge->limits[0].key);
+	Partitions	partitions;
+	AkWait		for_worker;
+	uint8		versions[AK_LIMITS_MAX];
+	int			missing = 0;
+	ChargeResult result;
+
+	find_partitions(charge, &partitions);
+	ak_wait_begin(&for_worker, db, ak_meter_timeout);
+	for (;;)
+	{
+		lock_partitions(&partitions);
+		result = change_locked(db, charge, change, versions, &missing);
+		unlock_partitions(&partitions);
+
+		if (result == CHARGED || result == EXCEEDED)
+			break;
+		if (result == MISSING && load_entry(&charge->limits[missing]))
+			continue;
+		if (!ak_wait_once(&for_worker))
+			ak_wait_failed(&for_worker);
+	}
+	if (result == CHARGED && charge->refundable)
+		ak_refund_keep(charge);
+	while (result == CHARGED && !all_durable(db, charge, versions))
+		if (!ak_wait_once(&for_worker))
+			ak_wait_failed(&for_worker);
+	ak_wait_end(&for_worker);
+	ak_nudge_if_asleep(db);
+	return result == CHARGED;
 }
 
 /*
@@ -462,7 +719,8 @@ peek(AkLimit *limit)
 			LWLockRelease(lock);
 		}
 	} while (!settled);
-	limit->count.charged = found.charged;
+	limit->count.charged = is_refill_due(limit, &found) ?
+		charged_after_refill(limit, found.charged) : found.charged;
 	limit->count.billed = found.charged - found.lost;
 }
 

@@ -273,7 +273,7 @@ ak_meter_forget(uint32 generation, bool closing)
 void
 ak_meter_put_rate(const MeterKey *key, int64 arrival)
 {
-	MeterEntry	entry = {.key = *key,.charged = arrival,.in_use = true};
+	MeterEntry	entry = {.key = *key,.charged = arrival,.kept = arrival,.in_use = true};
 	LWLock	   *lock = ak_partition_lock(key);
 	uint32		i = ak_entry_allocate();
 

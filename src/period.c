@@ -23,6 +23,7 @@ static const char *const period_names[] = {
 	[AK_WEEK] = "week",
 	[AK_MONTH] = "month",
 	[AK_YEAR] = "year",
+	[AK_CREDITS] = "credits",
 };
 
 const char *
@@ -86,8 +87,8 @@ anchor_in_month(TimestampTz anchor, int month)
 }
 
 /* Periods of a whole number of months. */
-static void
-months_at(int unit, TimestampTz anchor, TimestampTz now, AkSpan *span)
+void
+ak_months_at(int unit, TimestampTz anchor, TimestampTz now, AkSpan *span)
 {
 	int			origin = month_number(anchor);
 	int			n = floor_div(month_number(now) - origin, unit);
@@ -100,8 +101,8 @@ months_at(int unit, TimestampTz anchor, TimestampTz now, AkSpan *span)
 }
 
 /* Periods of a fixed length, in microseconds. */
-static void
-fixed_at(int64 length, TimestampTz anchor, TimestampTz now, AkSpan *span)
+void
+ak_fixed_at(int64 length, TimestampTz anchor, TimestampTz now, AkSpan *span)
 {
 	/* Only the anchor's phase matters: this cannot overflow. */
 	int64		phase = anchor - floor_div(anchor, length) * length;
@@ -123,22 +124,26 @@ compute_period(AkPeriod period, TimestampTz anchor, TimestampTz now,
 	switch (period)
 	{
 		case AK_MINUTE:
-			fixed_at(USECS_PER_MINUTE, anchor, now, span);
+			ak_fixed_at(USECS_PER_MINUTE, anchor, now, span);
 			return;
 		case AK_HOUR:
-			fixed_at(USECS_PER_HOUR, anchor, now, span);
+			ak_fixed_at(USECS_PER_HOUR, anchor, now, span);
 			return;
 		case AK_DAY:
-			fixed_at(USECS_PER_DAY, anchor, now, span);
+			ak_fixed_at(USECS_PER_DAY, anchor, now, span);
 			return;
 		case AK_WEEK:
-			fixed_at(7 * USECS_PER_DAY, anchor, now, span);
+			ak_fixed_at(7 * USECS_PER_DAY, anchor, now, span);
 			return;
 		case AK_MONTH:
-			months_at(1, anchor, now, span);
+			ak_months_at(1, anchor, now, span);
 			return;
 		case AK_YEAR:
-			months_at(MONTHS_PER_YEAR, anchor, now, span);
+			ak_months_at(MONTHS_PER_YEAR, anchor, now, span);
+			return;
+		case AK_CREDITS:
+			span->start = DT_NOBEGIN;
+			span->end = DT_NOEND;
 			return;
 	}
 }

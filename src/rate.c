@@ -14,6 +14,11 @@
  * rounded up to a nanosecond; the burst is a multiple of it, so that exactly
  * burst requests pass at once.
  *
+ * What is charged but may yet be given back moves the arrival time on, but not
+ * a second one beside it, which is of what is kept.  Giving back moves the
+ * first one back, never behind the second: what is kept in the end has passed
+ * as if the rest had never been asked for, or later, but never sooner.
+ *
  * A rate is not written down while it is used: after a crash it counts as used
  * up at the moment of the crash, and fills again from there.
  *
@@ -90,6 +95,20 @@ ak_rate_charge(const AkRate *rate, int64 arrival, int64 cost, TimestampTz now)
 {
 	return now * NS_PER_USEC + ahead_of(rate, arrival, now) +
 		cost * rate->emission;
+}
+
+/*
+ * The end of a request that could be given back: "used" of its cost is kept,
+ * as of when it was charged, the rest given back.
+ */
+void
+ak_rate_settle(const AkRate *rate, int64 *arrival, int64 *kept, int64 cost,
+			   int64 used, TimestampTz charged_at)
+{
+	if (used > 0)
+		*kept = Min(Max(*kept, charged_at * NS_PER_USEC) +
+					used * rate->emission, *arrival);
+	*arrival = Max(*arrival - (cost - used) * rate->emission, *kept);
 }
 
 /* How many requests would pass at once. */

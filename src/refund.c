@@ -122,9 +122,11 @@ ak_refund_prepare(const AkCharge *charge)
 	refundables = refundable;
 }
 
-/* The charge noted last was made. */
+/* The charge noted last was made, like this. */
 void
-ak_refund_keep(void)
+ak_refund_keep(const AkCharge *charge)
 {
+	memcpy(refundables->charge.limits, charge->limits,
+		   charge->nlimits * sizeof(AkLimit));
 	refundables->is_charged = true;
 }

@@ -37,6 +37,7 @@ enum
 	REPORT_PERIOD_START,
 	REPORT_SUBJECT,
 	REPORT_LIMITS,
+	REPORT_CREDITS,
 	REPORT_COLUMNS
 };
 
@@ -53,6 +54,7 @@ report(FunctionCallInfo fcinfo, const AkKey *key, const char *user_id,
 	bool		nulls[REPORT_COLUMNS] = {0};
 	AkCharge	charge;
 	const AkLimit *quota = &charge.limits[0];
+	const AkLimit *credits;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
 		desc->natts != REPORT_COLUMNS)
@@ -78,6 +80,10 @@ report(FunctionCallInfo fcinfo, const AkKey *key, const char *user_id,
 	values[REPORT_PERIOD_START] = TimestampTzGetDatum(charge.span.start);
 	values[REPORT_SUBJECT] = CStringGetTextDatum(subject->is_user ? "user" : "key");
 	values[REPORT_LIMITS] = ak_charge_show(&charge);
+	credits = ak_charge_credits(&charge);
+	nulls[REPORT_CREDITS] = credits == NULL;
+	if (credits != NULL)
+		values[REPORT_CREDITS] = Int64GetDatum(ak_limit_remaining(&charge, credits));
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 
@@ -236,11 +242,14 @@ apikeys_count_of(PG_FUNCTION_ARGS)
 static void
 period_args(FunctionCallInfo fcinfo, AkSpan *span)
 {
-	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(2)))
+	AkPeriod	period = period_arg(fcinfo, 0);
+
+	if (period != AK_CREDITS &&
+		TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(2)))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
 				 errmsg("timestamp out of range")));
-	ak_period_at(period_arg(fcinfo, 0),
+	ak_period_at(period,
 				 TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(1)) ?
 				 AK_CALENDAR : PG_GETARG_TIMESTAMPTZ(1),
 				 PG_GETARG_TIMESTAMPTZ(2), span);

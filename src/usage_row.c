@@ -42,7 +42,8 @@ enum
 	USAGE_CHARGED,
 	USAGE_CEILING,
 	USAGE_INCARNATION,
-	USAGE_UPDATED_AT
+	USAGE_UPDATED_AT,
+	USAGE_REFILLED_AT
 };
 
 enum
@@ -162,8 +163,8 @@ ak_crash_horizon(const AkCatalog *catalog, const pg_uuid_t *subject_id)
 }
 
 /*
- * Read a count into entry->charged, lost, ceiling and written.  False if there
- * is no row.  The caller holds no lock, and sees to it that no newer count is
+ * Read a count into entry->charged, lost, ceiling, written and refilled.  False
+ * if there is no row.  The caller holds no lock, and sees to it that no newer count is
  * in memory.
  */
 bool
@@ -171,7 +172,7 @@ ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry)
 {
 	const AkCatalog *catalog = ak_catalog();
 	AkDatabase *db = catalog->db;
-	int64		headroom = ak_meter_headroom(limit);
+	int64		headroom = ak_meter_headroom(key, limit);
 	Relation	rel = table_open(catalog->usage, AccessShareLock);
 	ScanKeyData scankey[3];
 	SysScanDesc scan;
@@ -198,6 +199,8 @@ ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry)
 		pg_uuid_t	incarnation = *DatumGetUUIDP(get_column(tuple, rel, USAGE_INCARNATION));
 
 		entry->written = charged;
+		entry->refilled = is_null(tuple, USAGE_REFILLED_AT) ? 0 :
+			ak_refill_mark(DatumGetTimestampTz(get_column(tuple, rel, USAGE_REFILLED_AT)));
 		if (db->opened > 0 &&
 			memcmp(&incarnation, &db->incarnation, UUID_LEN) == 0)
 		{

@@ -68,6 +68,7 @@ enum
 	OUT_RETRY_AFTER,
 	OUT_EXPIRES_AT,
 	OUT_LIMITS,
+	OUT_CREDITS,
 	OUT_COLUMNS
 };
 
@@ -219,7 +220,7 @@ meter(const Request *request, Decision *d)
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("cannot meter a limited key during recovery"),
 				 errdetail("Counts are kept on the primary server."),
-				 errhint("Verify keys that have a quota or a rate on the primary server.")));
+				 errhint("Verify keys that have a quota, a rate or credits on the primary server.")));
 	}
 
 	d->is_metered = true;
@@ -235,7 +236,7 @@ meter(const Request *request, Decision *d)
 		ak_refund_prepare(&d->charge);
 	outcome = ak_meter_charge(&d->charge, request->record);
 	if (request->refund && outcome == AK_VALID)
-		ak_refund_keep();
+		ak_refund_keep(&d->charge);
 	return outcome;
 }
 
@@ -411,6 +412,7 @@ answer(const Request *request, const Decision *d, Datum values[OUT_COLUMNS],
 	{
 		const AkCharge *charge = &d->charge;
 		const AkLimit *quota = &charge->limits[0];
+		const AkLimit *credits = ak_charge_credits(charge);
 
 		values[OUT_CURRENT_USAGE] = Int64GetDatum(quota->count.billed);
 		nulls[OUT_CURRENT_USAGE] = false;
@@ -430,6 +432,11 @@ answer(const Request *request, const Decision *d, Datum values[OUT_COLUMNS],
 			values[OUT_RETRY_AFTER] = seconds_until(ak_charge_retry_at(charge),
 													request->now);
 			nulls[OUT_RETRY_AFTER] = false;
+		}
+		if (credits != NULL)
+		{
+			values[OUT_CREDITS] = Int64GetDatum(ak_limit_remaining(charge, credits));
+			nulls[OUT_CREDITS] = false;
 		}
 		if (request->costs != NULL)
 		{

@@ -82,7 +82,17 @@ CREATE TABLE apikeys.users (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
-    subject_id uuid NOT NULL DEFAULT apikeys.uuidv7()
+    subject_id uuid NOT NULL DEFAULT apikeys.uuidv7(),
+    credits bigint
+        CONSTRAINT users_credits_check CHECK (credits BETWEEN -2305843009213693952 AND 2305843009213693952),
+    refill_amount bigint
+        CONSTRAINT users_refill_amount_check CHECK (refill_amount BETWEEN 1 AND 2305843009213693952),
+    refill_every interval,
+    refill_day int,
+    refill_since timestamptz,
+    CONSTRAINT users_refill_check
+        CHECK (CASE WHEN refill_amount IS NULL THEN num_nonnulls(refill_every, refill_day, refill_since) = 0
+               ELSE refill_since IS NOT NULL AND apikeys.is_refill(refill_every, refill_day) END)
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.users', '');
 
@@ -103,6 +113,11 @@ COMMENT ON COLUMN apikeys.users.created_at IS 'When the user was made';
 COMMENT ON COLUMN apikeys.users.updated_at IS 'When the user was last changed';
 COMMENT ON COLUMN apikeys.users.deleted_at IS 'When the user was deleted; the user''s keys are refused from then on';
 COMMENT ON COLUMN apikeys.users.subject_id IS 'What the meter knows the user by (apikeys.usage.subject_id)';
+COMMENT ON COLUMN apikeys.users.credits IS 'Credits granted to the user, for all keys that have none of their own, in all; NULL is unlimited. What is left of them: apikey_usage';
+COMMENT ON COLUMN apikeys.users.refill_amount IS 'What a refill raises the balance to, if it is lower; NULL is no refill';
+COMMENT ON COLUMN apikeys.users.refill_every IS 'Interval between refills';
+COMMENT ON COLUMN apikeys.users.refill_day IS 'Day of a refill: of the month (31 is the last one), or of the week (1 is Monday)';
+COMMENT ON COLUMN apikeys.users.refill_since IS 'When the refill was set up; set by a trigger';
 COMMENT ON INDEX apikeys.users_email_key IS 'Emails are unique among users not deleted, whatever their case';
 COMMENT ON INDEX apikeys.users_subject_id_key IS 'From a row of apikeys.usage to its user';
 COMMENT ON INDEX apikeys.users_plan_id_idx IS 'Users of a plan';
@@ -160,6 +175,16 @@ CREATE TABLE apikeys.keys (
     has_limits boolean NOT NULL DEFAULT false,
     roles text[] NOT NULL DEFAULT '{}'
         CONSTRAINT keys_roles_check CHECK (array_position(roles, NULL) IS NULL),
+    credits bigint
+        CONSTRAINT keys_credits_check CHECK (credits BETWEEN -2305843009213693952 AND 2305843009213693952),
+    refill_amount bigint
+        CONSTRAINT keys_refill_amount_check CHECK (refill_amount BETWEEN 1 AND 2305843009213693952),
+    refill_every interval,
+    refill_day int,
+    refill_since timestamptz,
+    CONSTRAINT keys_refill_check
+        CHECK (CASE WHEN refill_amount IS NULL THEN num_nonnulls(refill_every, refill_day, refill_since) = 0
+               ELSE refill_since IS NOT NULL AND apikeys.is_refill(refill_every, refill_day) END),
     CONSTRAINT keys_digest_key UNIQUE (digest),
     CONSTRAINT keys_previous_check
         CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
@@ -195,6 +220,11 @@ COMMENT ON COLUMN apikeys.keys.regenerated_at IS 'When the secret was last repla
 COMMENT ON COLUMN apikeys.keys.deleted_at IS 'When the key was deleted';
 COMMENT ON COLUMN apikeys.keys.has_limits IS 'Whether apikeys.limits has rows of the key''s own; kept by a trigger';
 COMMENT ON COLUMN apikeys.keys.roles IS 'Roles whose permissions the key holds too; one that does not exist grants nothing';
+COMMENT ON COLUMN apikeys.keys.credits IS 'Credits granted to the key in all; NULL is unlimited. What is left of them: apikey_usage';
+COMMENT ON COLUMN apikeys.keys.refill_amount IS 'What a refill raises the balance to, if it is lower; NULL is no refill';
+COMMENT ON COLUMN apikeys.keys.refill_every IS 'Interval between refills';
+COMMENT ON COLUMN apikeys.keys.refill_day IS 'Day of a refill: of the month (31 is the last one), or of the week (1 is Monday)';
+COMMENT ON COLUMN apikeys.keys.refill_since IS 'When the refill was set up; set by a trigger';
 COMMENT ON INDEX apikeys.keys_digest_key IS 'Verification: from the digest of a secret to its key';
 COMMENT ON INDEX apikeys.keys_previous_digest_key IS 'Verification in the grace after a regeneration';
 COMMENT ON INDEX apikeys.keys_api_id_idx IS 'Keys of an api, in order';
@@ -289,13 +319,14 @@ CREATE TABLE apikeys.usage (
         CONSTRAINT usage_subject_check CHECK (subject IN ('key', 'user')),
     period text NOT NULL
         CONSTRAINT usage_period_check
-        CHECK (period IN ('minute', 'hour', 'day', 'week', 'month', 'year')),
+        CHECK (period IN ('minute', 'hour', 'day', 'week', 'month', 'year', 'credits')),
     period_start timestamptz NOT NULL,
     current_usage bigint NOT NULL,
     charged bigint NOT NULL,
     ceiling bigint NOT NULL,
     incarnation uuid NOT NULL,
     updated_at timestamptz NOT NULL,
+    refilled_at timestamptz,
     CONSTRAINT usage_pkey PRIMARY KEY (subject_id, period, period_start)
 ) WITH (fillfactor = 50);
 SELECT pg_catalog.pg_extension_config_dump('apikeys.usage', '');
@@ -303,13 +334,51 @@ SELECT pg_catalog.pg_extension_config_dump('apikeys.usage', '');
 COMMENT ON TABLE apikeys.usage IS 'The durable side of the meter; apikeys.live_usage shows the live figures';
 COMMENT ON COLUMN apikeys.usage.subject_id IS 'Who is metered: keys.id or users.subject_id';
 COMMENT ON COLUMN apikeys.usage.subject IS 'key, or user where the keys of a user share the user''s plan';
-COMMENT ON COLUMN apikeys.usage.period IS 'Unit of the period';
-COMMENT ON COLUMN apikeys.usage.period_start IS 'Start of the period';
+COMMENT ON COLUMN apikeys.usage.period IS 'Unit of the period; credits is what was consumed of them, for ever';
+COMMENT ON COLUMN apikeys.usage.period_start IS 'Start of the period; -infinity for credits';
 COMMENT ON COLUMN apikeys.usage.current_usage IS 'Requests admitted in the period, as billed: a crash never raises it';
-COMMENT ON COLUMN apikeys.usage.charged IS 'Requests charged against the limit: current_usage and what crashes cost';
+COMMENT ON COLUMN apikeys.usage.charged IS 'Requests charged against the limit: current_usage and what crashes cost; of credits, less what refills added';
 COMMENT ON COLUMN apikeys.usage.ceiling IS 'How far admission may have gone before the next write; where a crash resumes';
 COMMENT ON COLUMN apikeys.usage.incarnation IS 'The incarnation of the meter that wrote the row';
 COMMENT ON COLUMN apikeys.usage.updated_at IS 'When the row was written';
+COMMENT ON COLUMN apikeys.usage.refilled_at IS 'The last refill of credits that was applied';
+
+-- What changes counts other than requests: grants and refills of credits, and
+-- corrections by hand. Only ever added to; kept when a key is purged.
+CREATE TABLE apikeys.ledger (
+    id uuid PRIMARY KEY DEFAULT apikeys.uuidv7(),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    subject_id uuid NOT NULL,
+    subject text NOT NULL
+        CONSTRAINT ledger_subject_check CHECK (subject IN ('key', 'user')),
+    kind text NOT NULL
+        CONSTRAINT ledger_kind_check CHECK (kind IN ('credits', 'usage')),
+    operation text NOT NULL
+        CONSTRAINT ledger_operation_check
+        CHECK (operation IN ('grant', 'deduct', 'unlimited', 'refill', 'correction', 'adjust')),
+    amount bigint NOT NULL,
+    period text,
+    period_start timestamptz,
+    reason text,
+    actor text DEFAULT session_user
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.ledger', '');
+
+CREATE INDEX ledger_subject_id_idx ON apikeys.ledger (subject_id, id);
+
+COMMENT ON TABLE apikeys.ledger IS 'What has changed balances and counts other than requests: for credits, the sum of the amounts less what was consumed is the balance';
+COMMENT ON COLUMN apikeys.ledger.id IS 'Identifier, in the order of time';
+COMMENT ON COLUMN apikeys.ledger.created_at IS 'When it was written';
+COMMENT ON COLUMN apikeys.ledger.subject_id IS 'Whose count it is: keys.id or users.subject_id';
+COMMENT ON COLUMN apikeys.ledger.subject IS 'key or user';
+COMMENT ON COLUMN apikeys.ledger.kind IS 'credits, or usage for the count of a period';
+COMMENT ON COLUMN apikeys.ledger.operation IS 'Credits: grant, deduct, unlimited (what was left is given up), refill, correction (what a crash cost, or a late refund). Usage: adjust';
+COMMENT ON COLUMN apikeys.ledger.amount IS 'What was added; negative: taken';
+COMMENT ON COLUMN apikeys.ledger.period IS 'Usage: unit of the period';
+COMMENT ON COLUMN apikeys.ledger.period_start IS 'Usage: start of the period';
+COMMENT ON COLUMN apikeys.ledger.reason IS 'Why, as who did it has said';
+COMMENT ON COLUMN apikeys.ledger.actor IS 'Who did it (session_user); NULL is the meter itself';
+COMMENT ON INDEX apikeys.ledger_subject_id_idx IS 'Ledger of one key or user, in order';
 
 -- One row a time that the meter of this database was open. A row left without
 -- closed_at tells of a crash: what it metered resumes at the ceilings.

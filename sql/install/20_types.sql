@@ -9,7 +9,10 @@ SELECT k.id, k.api_id, k.name, k.user_id, k.plan_id,
             ELSE 'active' END AS status,
        k.start, k.permissions, k.metadata, k.expires_at, k.created_at,
        k.updated_at, k.last_used_at, k.deleted_at, k.enabled, k.allowed_ips,
-       k.regenerated_at, k.previous_expires_at, k.roles
+       k.regenerated_at, k.previous_expires_at, k.roles,
+       apikeys.balance(k.id, 'key', k.credits, k.refill_amount, k.refill_every,
+                       k.refill_day, k.refill_since) AS credits,
+       k.refill_amount, k.refill_every, k.refill_day
   FROM apikeys.keys k;
 COMMENT ON VIEW apikeys.key_objects IS 'Keys as the functions show them: with a status, without digests';
 
@@ -22,7 +25,10 @@ COMMENT ON VIEW apikeys.plan_objects IS 'Plans as the functions show them';
 
 CREATE VIEW apikeys.user_objects AS
 SELECT u.id, u.name, u.email, u.plan_id, u.custom_start, u.is_disabled,
-       u.metadata, u.created_at, u.updated_at, u.deleted_at
+       u.metadata, u.created_at, u.updated_at, u.deleted_at,
+       apikeys.balance(u.subject_id, 'user', u.credits, u.refill_amount,
+                       u.refill_every, u.refill_day, u.refill_since) AS credits,
+       u.refill_amount, u.refill_every, u.refill_day
   FROM apikeys.users u;
 COMMENT ON VIEW apikeys.user_objects IS 'Users as the functions show them';
 
@@ -37,7 +43,8 @@ CREATE TYPE apikeys.issued_key AS (
     expires_at timestamptz, created_at timestamptz, updated_at timestamptz,
     last_used_at timestamptz, deleted_at timestamptz, enabled boolean,
     allowed_ips cidr[], regenerated_at timestamptz,
-    previous_expires_at timestamptz, roles text[]
+    previous_expires_at timestamptz, roles text[], credits bigint,
+    refill_amount bigint, refill_every interval, refill_day int
 );
 COMMENT ON TYPE apikeys.issued_key IS 'A key object with its secret (api_key), which is shown this once';
 
@@ -46,7 +53,7 @@ CREATE TYPE apikeys.verification AS (
     user_id text, plan_id text, plan_name text, permissions text[],
     metadata jsonb, current_usage bigint, "limit" bigint, remaining bigint,
     reset_time timestamptz, period text, retry_after interval,
-    expires_at timestamptz, limits jsonb
+    expires_at timestamptz, limits jsonb, credits bigint
 );
 COMMENT ON TYPE apikeys.verification IS 'The decision about one presented secret';
 COMMENT ON COLUMN apikeys.verification.valid IS 'Whether the request may go on';
@@ -57,12 +64,14 @@ COMMENT ON COLUMN apikeys.verification.remaining IS 'What may still be consumed 
 COMMENT ON COLUMN apikeys.verification.reset_time IS 'When the next period begins';
 COMMENT ON COLUMN apikeys.verification.retry_after IS 'How long to wait before the same request can succeed; NULL if waiting does not help';
 COMMENT ON COLUMN apikeys.verification.limits IS 'Every limit that was applied: name, kind, limit, remaining, reset_time, refused; only where charges was given';
+COMMENT ON COLUMN apikeys.verification.credits IS 'Credits that are left, of the key or else of its user; NULL is unlimited';
 
 CREATE TYPE apikeys.usage_report AS (
     key_id uuid, user_id text, plan_id text, current_usage bigint,
     "limit" bigint, remaining bigint, reset_time timestamptz, period text,
-    period_start timestamptz, subject text, limits jsonb
+    period_start timestamptz, subject text, limits jsonb, credits bigint
 );
 COMMENT ON TYPE apikeys.usage_report IS 'Live usage of the current period';
 COMMENT ON COLUMN apikeys.usage_report.subject IS 'key, or user where the figures are shared by all keys of the user';
 COMMENT ON COLUMN apikeys.usage_report.limits IS 'Every limit: name, kind, limit, remaining, reset_time';
+COMMENT ON COLUMN apikeys.usage_report.credits IS 'Credits that are left, of the key or else of its user; NULL is unlimited';

@@ -12,17 +12,23 @@ CREATE FUNCTION @extschema@.apikey_create(
     permissions text[] DEFAULT '{}',
     enabled boolean DEFAULT true,
     allowed_ips cidr[] DEFAULT NULL,
-    roles text[] DEFAULT '{}'
+    roles text[] DEFAULT '{}',
+    credits bigint DEFAULT NULL,
+    refill_amount bigint DEFAULT NULL,
+    refill_every interval DEFAULT NULL,
+    refill_day int DEFAULT NULL
 ) RETURNS apikeys.issued_key
 LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'apikey_create';
-COMMENT ON FUNCTION @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[], text[]) IS
+COMMENT ON FUNCTION @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[], text[], bigint, bigint, interval, int) IS
 'Create an API key.
 Returns the key with its secret (api_key), which is shown this once. Without
 expires_at the key lives as long as its plan says. It holds its permissions and
-those of its roles; "docs.*" is all below "docs", "*" is everything. Errors:
-P0002 for an unknown plan, api or role, 22004 and 22023 for arguments, 23514 if
+those of its roles; "docs.*" is all below "docs", "*" is everything. credits is
+what it may consume in all (NULL: unlimited, or refill_amount); every
+refill_every the balance is raised to refill_amount, on refill_day of the month
+(31 is the last day) or of the week (1 is Monday), at midnight UTC. Errors: P0002 for an unknown plan, api or role, 22004 and 22023 for arguments, 23514 if
 the user has as many live keys as the plan allows.';
 
 CREATE FUNCTION @extschema@.apikey_verify(
@@ -211,7 +217,7 @@ COMMENT ON FUNCTION apikeys.period_end(text, timestamptz, timestamptz) IS
 'When the period ends that holds a moment; see apikeys.period_start.';
 
 REVOKE EXECUTE ON FUNCTION
-    @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[], text[]),
+    @extschema@.apikey_create(text, text, text, jsonb, timestamptz, text, text, text[], boolean, cidr[], text[], bigint, bigint, interval, int),
     @extschema@.apikey_verify(text, text, text, inet, bigint, text, text, text[], text, jsonb),
     @extschema@.apikey_verify_many(text[], text, text, inet),
     @extschema@.apikey_regenerate(uuid, interval),

@@ -12,7 +12,12 @@ SELECT s.subject, s.subject_id, k.id AS key_id,
        apikeys.period_end(s.period, coalesce(o.custom_start, ku.custom_start, '-infinity'), s.period_start) AS reset_time,
        c.current_usage,
        CASE WHEN p.request_period = s.period THEN p.max_requests END AS "limit",
-       CASE WHEN p.request_period = s.period AND p.max_requests IS NOT NULL
+       CASE WHEN s.period = 'credits'
+            THEN greatest(apikeys.balance(k.id, 'key', k.credits, k.refill_amount, k.refill_every,
+                                          k.refill_day, k.refill_since),
+                          apikeys.balance(o.subject_id, 'user', o.credits, o.refill_amount, o.refill_every,
+                                          o.refill_day, o.refill_since))
+            WHEN p.request_period = s.period AND p.max_requests IS NOT NULL
             THEN greatest(p.max_requests - c.charged, 0) END AS remaining
   FROM subjects s
   LEFT JOIN apikeys.users o ON s.subject = 'user' AND o.subject_id = s.subject_id

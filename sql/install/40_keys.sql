@@ -331,7 +331,9 @@ BEGIN
         '{"name": "label", "user_id": "id?", "plan_id": "id?",
           "api_id": "id", "enabled": "boolean", "permissions": "strings?",
           "allowed_ips": "networks?", "metadata": "object?",
-          "expires_at": "time?", "roles": "strings?"}');
+          "expires_at": "time?", "roles": "strings?",
+          "refill_amount": "bigint?", "refill_every": "interval?",
+          "refill_day": "int?"}');
 
     SELECT k.* INTO changed FROM apikeys.keys k
      WHERE k.id = apikey_update.id AND k.deleted_at IS NULL
@@ -363,14 +365,17 @@ BEGIN
            allowed_ips = changed.allowed_ips,
            metadata = coalesce(changed.metadata, '{}'),
            expires_at = changed.expires_at,
-           roles = coalesce(changed.roles, '{}')
+           roles = coalesce(changed.roles, '{}'),
+           refill_amount = changed.refill_amount,
+           refill_every = changed.refill_every,
+           refill_day = changed.refill_day
      WHERE k.id = apikey_update.id;
     RETURN (SELECT k FROM apikeys.key_objects k WHERE k.id = apikey_update.id);
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_update(uuid, jsonb) IS
 'Change a key.
-patch gives the fields to set: name, user_id, plan_id, api_id, enabled, permissions, allowed_ips, metadata (replaced whole), expires_at, roles. Absent fields keep their values; null clears one (permissions, metadata and roles become empty).
+patch gives the fields to set: name, user_id, plan_id, api_id, enabled, permissions, allowed_ips, metadata (replaced whole), expires_at, roles, refill_amount, refill_every, refill_day (credits are for apikey_credits). Absent fields keep their values; null clears one (permissions, metadata and roles become empty).
 Raises P0002 for an unknown or deleted key, and for a plan, api or role that does not exist; 22023 for an unknown field or a wrong value; 23502 for a null in name, api_id or enabled.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_update(uuid, jsonb) FROM PUBLIC;
 

@@ -98,7 +98,8 @@ BEGIN
     PERFORM apikeys.check_patch(apikey_user_update.patch,
         '{"name": "string?", "email": "string?", "plan_id": "id?",
           "custom_start": "time?", "is_disabled": "boolean",
-          "metadata": "object?"}');
+          "metadata": "object?", "refill_amount": "bigint?",
+          "refill_every": "interval?", "refill_day": "int?"}');
 
     SELECT u.* INTO changed FROM apikeys.users u
      WHERE u.id = apikey_user_update.user_id AND u.deleted_at IS NULL
@@ -116,7 +117,10 @@ BEGIN
            plan_id = changed.plan_id,
            custom_start = changed.custom_start,
            is_disabled = changed.is_disabled,
-           metadata = coalesce(changed.metadata, '{}')
+           metadata = coalesce(changed.metadata, '{}'),
+           refill_amount = changed.refill_amount,
+           refill_every = changed.refill_every,
+           refill_day = changed.refill_day
      WHERE u.id = apikey_user_update.user_id;
     RETURN (SELECT u FROM apikeys.user_objects u WHERE u.id = apikey_user_update.user_id);
 EXCEPTION WHEN unique_violation THEN
@@ -131,7 +135,7 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_user_update(text, jsonb) IS
 'Change a user.
-patch gives the fields to set: name, email, plan_id, custom_start, is_disabled, metadata (replaced whole). Absent fields keep their values; null clears one (metadata becomes empty). Another custom_start moves the bounds of the periods, so a new count may start.
+patch gives the fields to set: name, email, plan_id, custom_start, is_disabled, metadata (replaced whole), refill_amount, refill_every, refill_day (credits are for apikey_user_credits). Absent fields keep their values; null clears one (metadata becomes empty). Another custom_start moves the bounds of the periods, so a new count may start.
 Raises P0002 for an unknown or deleted user and for an unknown plan; 23505 for an email that another user has; 22023 for an unknown field or a wrong value; 23502 for a null in is_disabled.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_update(text, jsonb) FROM PUBLIC;
 

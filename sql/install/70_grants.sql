@@ -12,13 +12,14 @@ DECLARE
         apikey_usage, apikey_requests, apikey_plan_get, apikey_plan_list,
         apikey_plan_usage, apikey_user_get, apikey_user_list,
         apikey_user_usage, apikey_user_requests, apikey_role_list,
-        apikey_limit_list}';
+        apikey_limit_list, apikey_ledger}';
     managing CONSTANT text[] := viewing || '{apikey_create, apikey_update,
         apikey_delete, apikey_restore, apikey_regenerate, apikey_plan_create,
         apikey_plan_update, apikey_plan_delete, apikey_user_create,
         apikey_user_update, apikey_user_delete, apikey_role_create,
         apikey_role_update, apikey_role_delete, apikey_limit_set,
-        apikey_limit_delete}'::text[];
+        apikey_limit_delete, apikey_credits, apikey_user_credits,
+        apikey_usage_adjust}'::text[];
     wanted text[] := CASE apikey_grant.privileges
         WHEN 'verifier' THEN verifying
         WHEN 'viewer' THEN viewing

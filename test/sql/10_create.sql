@@ -48,7 +48,8 @@ SELECT k.* IS NOT DISTINCT FROM
            :'second_created_at'::timestamptz, :'second_updated_at'::timestamptz,
            NULL::timestamptz, NULL::timestamptz, :'second_enabled'::boolean,
            :'second_allowed_ips'::cidr[], NULL::timestamptz,
-           NULL::timestamptz, :'second_roles'::text[]) AS same
+           NULL::timestamptz, :'second_roles'::text[],
+           NULL::bigint, NULL::bigint, NULL::interval, NULL::int) AS same
   FROM apikey_get(:'second_id') k;
 
 -- The prefix: given, else the api's, else the setting's.

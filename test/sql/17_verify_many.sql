@@ -5,10 +5,9 @@ SELECT count(*) FROM apikey_plan_create('Two', 2, 'year', 'many-2');
 SELECT id AS a, api_key AS a_key FROM apikey_create('a', plan_id => 'many-2') \gset
 SELECT id AS b, api_key AS b_key FROM apikey_create('b') \gset
 SELECT status FROM apikey_update(:'b', '{"enabled": false}');
-SELECT n, valid, code, name, current_usage, remaining
+SELECT ordinality AS n, valid, code, name, current_usage, remaining
   FROM apikey_verify_many(ARRAY[:'a_key', 'nonsense', :'b_key', NULL, :'a_key', '', :'a_key'], '/many', 'POST', '192.0.2.7')
-       WITH ORDINALITY AS v (valid, code, key_id, api_id, name, user_id, plan_id, plan_name, permissions,
-           metadata, current_usage, "limit", remaining, reset_time, period, retry_after, expires_at, limits, n);
+       WITH ORDINALITY;
 SELECT current_usage FROM apikey_usage(:'a');
 SELECT count(*) FROM apikey_verify_many('{}');
 SELECT test.refusal('SELECT * FROM apikey_verify_many(NULL)');

@@ -1,0 +1,166 @@
+# Credits: a balance is what was granted minus what was consumed, whoever
+# grants and consumes at the same time; a refill comes once, whatever crashes.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+use ApikeysTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $clients = 32;
+my $node = new_server(
+	'main',
+	'max_connections' => $clients + 20,
+	'apikeys.meter_timeout' => '60s',
+	'apikeys.history_wait_timeout' => '60s');
+$node->start;
+install($node);
+my $dir = PostgreSQL::Test::Utils::tempdir;
+
+sub sql
+{
+	return $node->safe_psql('postgres', $_[0]);
+}
+
+# The balance, and whether it is the ledger's sum less what was consumed.
+sub audit
+{
+	my ($table, $id) = @_;
+	my ($subject, $column) =
+	  $table eq 'keys' ? ('key', 'id') : ('user', 'subject_id');
+	return sql(
+		qq(
+		SELECT b.balance, b.balance =
+		       (SELECT sum(l.amount) FROM apikeys.ledger l
+		         WHERE l.subject_id = h.$column AND l.kind = 'credits')
+		       - coalesce((SELECT u.current_usage FROM apikeys.live_usage u
+		         WHERE u.subject_id = h.$column AND u.period = 'credits'), 0)
+		  FROM apikeys.$table h,
+		       LATERAL apikeys.balance(h.$column, '$subject', h.credits,
+		           h.refill_amount, h.refill_every, h.refill_day, h.refill_since) AS b (balance)
+		 WHERE h.id = '$id'));
+}
+
+# ----- Many consume what two keys share, while it is granted and taken -----
+
+sql(q(SELECT apikey_user_create('alice'); SELECT apikey_user_credits('alice', 'set', 3000)));
+my (undef, $one) = issue($node, 'postgres', q('one', 'alice'));
+my (undef, $two) = issue($node, 'postgres', q('two', 'alice'));
+my @scripts = map { "$dir/$_.sql" } 1 .. $clients;
+foreach my $client (1 .. $clients - 2)
+{
+	foreach my $n (1 .. 60)
+	{
+		my $secret = ($client + $n) % 2 ? $one : $two;
+		my $cost = 1 + ($client * 5 + $n) % 4;
+		append_to_file($scripts[ $client - 1 ],
+			"SELECT code, $cost FROM apikey_verify('$secret', cost => $cost);\n");
+	}
+}
+foreach my $client ($clients - 1, $clients)
+{
+	append_to_file($scripts[ $client - 1 ],
+		"SELECT apikey_user_credits('alice', 'add', 20);\n"
+		  . "SELECT CASE WHEN credits >= 7 THEN apikey_user_credits('alice', 'add', 3) END FROM apikey_user_get('alice');\n"
+		  . "BEGIN; SELECT apikey_user_credits('alice', 'add', 100000); ROLLBACK;\n")
+	  foreach 1 .. 15;
+}
+
+# A grant that is not committed is nobody else's.
+race($node, 'credits', @scripts);
+my $spent = 0;
+foreach my $script (@scripts)
+{
+	$spent += $_ foreach slurp_file("$script.out") =~ /^VALID\|(\d+)$/mg;
+}
+my ($balance, $is_sum) = split /\|/, audit('users', 'alice');
+is($is_sum, 't', 'the balance is the sum of the ledger less what was consumed');
+is( sql(q(
+		SELECT sum(l.amount) FROM apikeys.ledger l JOIN apikeys.users u USING (subject_id)
+		 WHERE u.id = 'alice' AND l.kind = 'credits')) - $spent,
+	$balance, "which is what clients were told ($spent)");
+cmp_ok($balance, '>=', 0, 'nobody was given what was not granted');
+my $rest = verify_times($node, 'postgres', $one, $balance + 10);
+is($rest, $balance, 'in the end exactly what was granted is consumed');
+is(audit('users', 'alice'), '0|t', 'and the balance is zero');
+
+# ----- A refill comes once -----
+
+# A refill is due that was so half an hour ago.
+sub make_due
+{
+	my ($id) = @_;
+	sql(
+		qq(
+		SET session_replication_role = replica;
+		UPDATE apikeys.keys SET refill_since = clock_timestamp() - interval '90 minutes'
+		 WHERE id = '$id'));
+	return;
+}
+
+sub refills
+{
+	my ($id) = @_;
+	return sql(
+		qq(SELECT coalesce(string_agg(amount::text, ' ' ORDER BY id), '') FROM apikeys.ledger
+		    WHERE subject_id = '$id' AND operation = 'refill'));
+}
+
+my $arguments = q(credits => 100, refill_amount => 10, refill_every => '1 hour');
+my ($id, $secret) = issue($node, 'postgres', "'refilled', $arguments");
+is(verify_times($node, 'postgres', $secret, 95), 95, 'most is consumed');
+make_due($id);
+like(audit('keys', $id), qr/^10\|/, 'a refill that is due shows');
+is(verify_times($node, 'postgres', $secret, 20), 10, 'it can be consumed');
+is(refills($id), '5', 'it is in the ledger before it can be');
+$node->stop('immediate');
+ok(start_again($node), 'a crash');
+is(verify($node, 'postgres', $secret),
+	'USAGE_EXCEEDED', 'does not bring it again');
+ok(until_true(sub { audit('keys', $id) eq '0|t' }),
+	'nor do the balance and the ledger say so');
+is(refills($id), '5', 'which has one refill');
+
+# A refill that finds the balance high enough counts as come.
+my ($full_id, $full) = issue($node, 'postgres', "'full', $arguments");
+is(verify($node, 'postgres', $full), 'VALID', 'one is consumed');
+make_due($full_id);
+is(verify_times($node, 'postgres', $full, 90), 90, 'and then most');
+is(refills($full_id), '', 'a refill adds nothing to a higher balance');
+$node->stop('immediate');
+ok(start_again($node), 'a crash');
+cmp_ok(verify_times($node, 'postgres', $full, 20),
+	'<=', 9, 'does not have it add something later');
+ok(until_true(sub { audit('keys', $full_id) =~ /\|t$/ }),
+	'the ledger tells what a crash cost');
+
+# What was charged before a refill and is given back after it adds nothing to
+# the balance that the refill has set.
+my ($late_id, $late) = issue($node, 'postgres', "'late', $arguments");
+my $session = $node->background_psql('postgres');
+$session->query_safe(
+	"BEGIN; SELECT apikey_verify('$late', cost => 98, on_abort => 'refund')");
+make_due($late_id);
+is(verify($node, 'postgres', $late), 'VALID', 'a refill comes meanwhile');
+$session->query_safe('ROLLBACK');
+$session->quit;
+is((split /\|/, audit('keys', $late_id))[0], 9, 'what is given back late adds nothing to it');
+ok( $node->poll_query_until(
+		'postgres',
+		"SELECT current_usage = 1 FROM apikeys.usage WHERE subject_id = '$late_id' AND period = 'credits'"),
+	'but is not billed');
+is(audit('keys', $late_id), '9|t', 'and the ledger agrees');
+
+# ----- A clean restart and an eviction from memory change nothing -----
+
+my $before = sql('SELECT id, credits FROM apikeys.key_objects ORDER BY id');
+$node->restart;
+is(sql('SELECT id, credits FROM apikeys.key_objects ORDER BY id'),
+	$before, 'a restart keeps balances');
+
+$node->stop;
+done_testing();
