@@ -21,6 +21,7 @@
  * Locks, in the order in which they may be taken together:
  *
  *	  control		 the array of databases: which slot is whose, its worker
+ *	  reservations	 the reservations of all databases
  *	  partition		 the meter's entries of the subjects that hash to it
  *	  lane			 one lane of a database's history, and its statistics
  *	  free_lock		 spinlock: the free entries and the free chunks
@@ -128,10 +129,14 @@ typedef enum AkOutcome
 	AK_INSUFFICIENT_PERMISSIONS,
 	AK_RATE_LIMITED,
 	AK_USAGE_EXCEEDED,
-	AK_VALID
+	AK_VALID,
+
+	/* Of a reservation that was admitted; its record has a negative cost. */
+	AK_SETTLED,
+	AK_RELEASED
 } AkOutcome;
 
-#define AK_OUTCOMES (AK_VALID + 1)
+#define AK_OUTCOMES (AK_RELEASED + 1)
 
 extern const char *ak_outcome_name(AkOutcome outcome);
 
@@ -198,6 +203,7 @@ typedef struct AkDatabase
 	pg_atomic_uint64 seen;		/* latest wall clock used for a period */
 	pg_atomic_uint32 dirty;		/* list of entries new to the worker */
 	pg_atomic_uint32 refundable;	/* transactions that may yet give back */
+	pg_atomic_uint32 reserved;	/* reservations that are held */
 	uint64		usage_rows;		/* written; statistics, the worker's own */
 	uint64		history_rows;
 	uint64		flush_failures;
@@ -218,6 +224,7 @@ typedef struct AkShared
 	pg_atomic_uint32 hand;		/* clock hand of the eviction */
 	pg_atomic_uint64 evictions;
 	LWLock	   *control;
+	LWLock	   *reservations;
 	LWLockPadded *partitions;
 	LWLockPadded *lane_locks;
 	struct MeterEntry *entries;
@@ -550,6 +557,8 @@ typedef struct AkCharge
 	TimestampTz now;
 	AkSpan		span;			/* the quota's period */
 	bool		refundable;		/* given back if the transaction aborts */
+	bool		reserved;		/* given back in part, or all of it, later */
+	bool		changed;		/* set by ak_meter_change() */
 	int			nskipped;		/* rates that do not apply by themselves */
 	const char *skipped[AK_LIMITS_MAX];
 	int			nlimits;		/* the first is the quota */
@@ -576,6 +585,7 @@ extern AkOutcome ak_meter_charge(AkCharge *charge, struct AkRecord *record);
 extern void ak_meter_look(AkCharge *charge);
 extern void ak_meter_settle(const AkCharge *charge, bool give_back);
 extern bool ak_meter_change(AkCharge *charge, AkChange change);
+extern bool ak_meter_try_settle(AkCharge *charge);
 extern void ak_meter_forget(uint32 generation, bool closing);
 extern void ak_meter_put_rate(const MeterKey *key, int64 arrival);
 typedef void (*AkEntryVisitor) (const MeterEntry *entry, void *arg);
@@ -625,6 +635,47 @@ extern Datum ak_charge_show(const AkCharge *charge);
 
 extern void ak_refund_prepare(const AkCharge *charge);
 extern void ak_refund_keep(const AkCharge *charge);
+
+/* ----- reserve.c ----- */
+
+#define AK_HOLDS_MAX 8			/* limits that one reservation is held to */
+
+/* What a reservation holds of one limit. */
+typedef struct AkHold
+{
+	MeterKey	key;
+	int64		amount;			/* of a quota or of credits */
+	int64		emission;		/* of a rate */
+	uint32		refilled;		/* of credits, as in MeterEntry */
+} AkHold;
+
+typedef enum AkReservationState
+{
+	AK_PENDING,					/* being decided on */
+	AK_HELD,
+	AK_ENDED_SETTLED,			/* remembered until its deadline */
+	AK_ENDED_RELEASED			/* likewise, for a while */
+} AkReservationState;
+
+typedef struct AkReservation
+{
+	pg_uuid_t	id;
+	pg_uuid_t	key_id;
+	uint32		generation;		/* of the database's slot */
+	AkReservationState state;
+	TimestampTz charged_at;
+	TimestampTz deadline;
+	int64		max_cost;
+	int			nholds;
+	AkHold		holds[AK_HOLDS_MAX];
+} AkReservation;
+
+extern Size ak_reservations_shmem_size(void);
+extern void ak_reservations_shmem_init(void);
+extern void ak_reservations_release_due(AkDatabase *db);
+extern int	ak_reservations_held(AkDatabase *db, AkReservation **held);
+extern void ak_reservations_put(AkDatabase *db, const AkReservation *held);
+extern void ak_reservations_forget(uint32 generation);
 
 /* ----- rate.c ----- */
 
@@ -751,6 +802,7 @@ extern int	ak_history_wait_timeout;	/* ms */
 extern int	ak_history_retention;	/* min; 0: for ever */
 extern int	ak_meter_timeout;	/* ms */
 extern int	ak_crash_slack;
+extern int	ak_max_reservations;
 extern int	ak_expired_key_grace;	/* s */
 extern int	ak_sweep_interval;	/* s */
 extern int	ak_worker_idle_timeout; /* s */

@@ -123,7 +123,7 @@ put_record(StringInfo out, const AkRecord *record)
 	put_bytes(out, (const char *) record->key_id.data, UUID_LEN);
 	put_bytes(out, endpoint, record->endpoint_len);
 	put_bytes(out, method, record->method_len);
-	put_text(out, record->outcome == AK_VALID ? "allowed" : "denied");
+	put_text(out, record->outcome >= AK_VALID ? "allowed" : "denied");
 	put_text(out, ak_outcome_name(record->outcome));
 	put_inet(out, ip, record->ip_len);
 	pq_sendint32(out, sizeof(int64));

@@ -34,7 +34,9 @@ ak_shmem_request(void)
 	RequestAddinShmemSpace(databases_size());
 	RequestAddinShmemSpace(ak_meter_shmem_size());
 	RequestAddinShmemSpace(ak_history_shmem_size());
+	RequestAddinShmemSpace(ak_reservations_shmem_size());
 	RequestNamedLWLockTranche("apikeys_control", 1);
+	RequestNamedLWLockTranche("apikeys_reservations", 1);
 	RequestNamedLWLockTranche("apikeys_meter", AK_PARTITIONS);
 	RequestNamedLWLockTranche("apikeys_history", ak_max_databases * AK_LANES);
 }
@@ -53,6 +55,7 @@ ak_shmem_startup(void)
 		pg_atomic_init_u32(&ak_shared->hand, 0);
 		pg_atomic_init_u64(&ak_shared->evictions, 0);
 		ak_shared->control = &GetNamedLWLockTranche("apikeys_control")->lock;
+		ak_shared->reservations = &GetNamedLWLockTranche("apikeys_reservations")->lock;
 		ak_shared->partitions = GetNamedLWLockTranche("apikeys_meter");
 		ak_shared->lane_locks = GetNamedLWLockTranche("apikeys_history");
 		for (int i = 0; i < ak_max_databases; i++)
@@ -60,6 +63,7 @@ ak_shmem_startup(void)
 	}
 	ak_meter_shmem_init(found);
 	ak_history_shmem_init(found);
+	ak_reservations_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -87,6 +91,7 @@ slot_init(AkDatabase *db, Oid dboid, Oid extension)
 	pg_atomic_init_u64(&db->seen, 0);
 	pg_atomic_init_u32(&db->dirty, AK_NONE);
 	pg_atomic_init_u32(&db->refundable, 0);
+	pg_atomic_init_u32(&db->reserved, 0);
 	for (int i = 0; i < AK_LANES; i++)
 	{
 		db->lanes[i].lane.head = AK_NONE;
@@ -144,6 +149,7 @@ ak_database_release(AkDatabase *db)
 	ak_meter_barrier();
 	ak_meter_forget(db->generation, false);
 	ak_history_forget(db);
+	ak_reservations_forget(db->generation);
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
 	db->generation = ++ak_shared->next_generation;
 	db->worker = NULL;

@@ -24,6 +24,7 @@ int			ak_history_wait_timeout;
 int			ak_history_retention;
 int			ak_meter_timeout;
 int			ak_crash_slack;
+int			ak_max_reservations;
 int			ak_expired_key_grace;
 int			ak_sweep_interval;
 int			ak_worker_idle_timeout;
@@ -105,6 +106,11 @@ ak_define_settings(void)
 							"0 never admits more than a limit allows, whatever happens; more waits less for the disk where limits are small.",
 							&ak_crash_slack, 0, 0, 1000000,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("apikeys.max_reservations",
+							"How many reservations can be held at once, in all databases.",
+							NULL,
+							&ak_max_reservations, 2000, 10, 10000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("apikeys.expired_key_grace",
 							"How long after its expiry a key is marked as deleted.",
 							"It is refused from its expiry on, whatever this says.",

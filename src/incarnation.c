@@ -13,112 +13,9 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 
 #include "worker.h"
-
-/* ----- rates, which have no rows while the meter is open ----- */
-
-typedef struct RateMarks
-{
-	int			n;
-	int			capacity;
-	Datum	   *subjects;
-	Datum	   *are_users;
-	Datum	   *hashes;
-	Datum	   *arrivals;
-} RateMarks;
-
-static Datum *
-grow(Datum *values, int capacity)
-{
-	return values == NULL ? palloc(capacity * sizeof(Datum)) :
-		repalloc_huge(values, capacity * sizeof(Datum));
-}
-
-static void
-collect_rate(const MeterEntry *entry, void *arg)
-{
-	RateMarks  *marks = arg;
-	pg_uuid_t  *subject = palloc(sizeof(pg_uuid_t));
-
-	if (marks->n == marks->capacity)
-	{
-		marks->capacity = Max(64, 2 * marks->capacity);
-		marks->subjects = grow(marks->subjects, marks->capacity);
-		marks->are_users = grow(marks->are_users, marks->capacity);
-		marks->hashes = grow(marks->hashes, marks->capacity);
-		marks->arrivals = grow(marks->arrivals, marks->capacity);
-	}
-	*subject = entry->key.subject_id;
-	marks->subjects[marks->n] = UUIDPGetDatum(subject);
-	marks->are_users[marks->n] = BoolGetDatum(entry->key.is_user);
-	marks->hashes[marks->n] = Int64GetDatum(entry->key.period_start);
-	marks->arrivals[marks->n] = Int64GetDatum(entry->charged);
-	marks->n++;
-}
-
-/* Write down the rates that are not full; the meter is closed. */
-static void
-leave_rate_marks(AkDatabase *db)
-{
-	RateMarks	marks = {0};
-	Oid			types[] = {UUIDARRAYOID, BOOLARRAYOID, INT8ARRAYOID, INT8ARRAYOID};
-	Datum		args[4];
-
-	ak_meter_each_rate(db->generation, collect_rate, &marks);
-	if (marks.n == 0)
-		return;
-	args[0] = PointerGetDatum(construct_array(marks.subjects, marks.n, UUIDOID,
-											  UUID_LEN, false, TYPALIGN_CHAR));
-	args[1] = PointerGetDatum(construct_array(marks.are_users, marks.n, BOOLOID,
-											  1, true, TYPALIGN_CHAR));
-	args[2] = PointerGetDatum(construct_array(marks.hashes, marks.n, INT8OID, 8,
-											  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	args[3] = PointerGetDatum(construct_array(marks.arrivals, marks.n, INT8OID,
-											  8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	if (SPI_execute_with_args("INSERT INTO apikeys.rate_marks"
-							  " SELECT * FROM unnest($1, $2, $3, $4)"
-							  " ON CONFLICT (subject_id, name_hash)"
-							  " DO UPDATE SET arrival = excluded.arrival",
-							  4, types, args, NULL, false, 0) < 0)
-		elog(ERROR, "could not write apikeys.rate_marks");
-}
-
-/*
- * Take the rates back into memory.  If the transaction then fails they are
- * there too early, which is harmless: they only say what was used.
- */
-static void
-take_rate_marks(AkDatabase *db)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (SPI_execute("DELETE FROM apikeys.rate_marks"
-					" RETURNING subject_id, is_user, name_hash, arrival",
-					false, 0) != SPI_OK_DELETE_RETURNING)
-		elog(ERROR, "could not read apikeys.rate_marks");
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-		int64		arrival;
-		MeterKey	key;
-
-		ak_meter_key(&key, ak_catalog(),
-					 DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull)),
-					 DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
-					 AK_RATE,
-					 DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull)));
-		arrival = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
-		if (!ak_rate_is_full(arrival, now))
-			ak_meter_put_rate(&key, arrival);
-	}
-}
-
-/* ----- opening and closing the meter ----- */
 
 /*
  * Incarnations that were not closed ended in a crash, here or on the primary
@@ -147,7 +44,7 @@ begin_incarnation(void *arg)
 					" OR superseded_at < now() - interval '3 years'", false, 0) < 0)
 		elog(ERROR, "could not remove old incarnations");
 	supersede_incarnations(NULL);
-	take_rate_marks(db);
+	ak_marks_take(db);
 	if (SPI_execute_with_args("INSERT INTO apikeys.incarnations (id, started_at)"
 							  " VALUES ($1, clock_timestamp())",
 							  1, &type, &id, NULL, false, 0) < 0 ||
@@ -166,7 +63,7 @@ end_incarnation(void *arg)
 	Oid			type = UUIDOID;
 	Datum		id = UUIDPGetDatum(&db->incarnation);
 
-	leave_rate_marks(db);
+	ak_marks_leave(db);
 	if (SPI_execute_with_args("UPDATE apikeys.incarnations"
 							  " SET closed_at = clock_timestamp() WHERE id = $1",
 							  1, &type, &id, NULL, false, 0) < 0)
@@ -228,6 +125,7 @@ ak_incarnation_close(AkDatabase *db, AkFlush *flush)
 		return false;
 	db->incarnation_open = false;
 	ak_meter_forget(db->generation, true);
+	ak_reservations_forget(db->generation);
 	ak_history_forget(db);		/* empty: its chunks may serve others */
 	return true;
 }

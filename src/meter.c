@@ -197,20 +197,20 @@ is_beyond_ceiling(const AkLimit *limit, const MeterEntry *entry)
 
 /* Consume what is asked of a limit; everything has been checked. */
 static void
-take(AkDatabase *db, AkLimit *limit, MeterEntry *entry, TimestampTz now,
-	 bool refundable, bool *nudge)
+take(AkDatabase *db, const AkCharge *charge, AkLimit *limit,
+	 MeterEntry *entry, bool *nudge)
 {
 	if (limit->cost == 0)
 		return;
-	if (refundable)
+	if (charge->refundable)
 		entry->refundable++;
 	if (ak_limit_is_rate(limit))
 	{
 		entry->charged = ak_rate_charge(&limit->rate, entry->charged,
-										limit->cost, now);
-		if (!refundable)
+										limit->cost, charge->now);
+		if (!charge->refundable && !charge->reserved)
 			entry->kept = ak_rate_charge(&limit->rate, entry->kept,
-										 limit->cost, now);
+										 limit->cost, charge->now);
 		return;
 	}
 	limit->refilled = entry->refilled;
@@ -386,8 +386,7 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 		AkLimit    *limit = &charge->limits[i];
 
 		if (result == CHARGED)
-			take(db, limit, entries[i], charge->now, charge->refundable,
-				 nudge);
+			take(db, charge, limit, entries[i], nudge);
 		limit->count.charged = entries[i]->charged;
 		limit->count.billed = entries[i]->charged - entries[i]->lost;
 	}
@@ -587,6 +586,9 @@ change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
 		MeterEntry *entry = ak_entry_find(&limit->key);
 
 		*missing = i;
+		entries[i] = entry;
+		if (entry == NULL && ak_limit_is_rate(limit))
+			continue;			/* it is full again */
 		if (entry == NULL)
 			return MISSING;
 		if (!can_change(entry))
@@ -595,13 +597,14 @@ change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
 			(limit->cost < -(entry->charged - entry->lost) ||
 			 (limit->cost > 0 && entry->charged > PG_INT64_MAX - limit->cost)))
 			return EXCEEDED;
-		entries[i] = entry;
 	}
 	for (int i = 0; i < charge->nlimits; i++)
 	{
 		AkLimit    *limit = &charge->limits[i];
 		MeterEntry *entry = entries[i];
 
+		if (entry == NULL)
+			continue;
 		if (change != AK_SETTLE && !ak_limit_is_rate(limit))
 			entry->limit = limit->amount;
 		entry->recent = true;
@@ -612,6 +615,7 @@ change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
 		limit->count.charged = entry->charged;
 		limit->count.billed = entry->charged - entry->lost;
 	}
+	charge->changed = true;
 	return CHARGED;
 }
 
@@ -648,8 +652,8 @@ all_durable(AkDatabase *db, const AkCharge *charge, const uint8 *versions)
  * is durable.  The caller holds no lock.  Sets each limit's count.
  *
  * False if an adjustment would go below zero: then nothing has changed.
- * Errors: 53000 if the worker does not come in time; the change may have been
- * made.
+ * Errors: 53000 if the worker does not come in time; charge->changed says
+ * whether the change was made.
  */
 bool
 ak_meter_change(AkCharge *charge, AkChange change)
@@ -661,6 +665,7 @@ ak_meter_change(AkCharge *charge, AkChange change)
 	int			missing = 0;
 	ChargeResult result;
 
+	charge->changed = false;
 	find_partitions(charge, &partitions);
 	ak_wait_begin(&for_worker, db, ak_meter_timeout);
 	for (;;)
@@ -683,6 +688,30 @@ ak_meter_change(AkCharge *charge, AkChange change)
 			ak_wait_failed(&for_worker);
 	ak_wait_end(&for_worker);
 	ak_nudge_if_asleep(db);
+	return result == CHARGED;
+}
+
+/*
+ * Settle a reservation in the worker, which cannot wait for itself.  False if
+ * it cannot be done now.
+ */
+bool
+ak_meter_try_settle(AkCharge *charge)
+{
+	AkDatabase *db = database_of(&charge->limits[0].key);
+	Partitions	partitions;
+	uint8		versions[AK_LIMITS_MAX];
+	int			missing = 0;
+	ChargeResult result;
+
+	charge->changed = false;
+	find_partitions(charge, &partitions);
+	do
+	{
+		lock_partitions(&partitions);
+		result = change_locked(db, charge, AK_SETTLE, versions, &missing);
+		unlock_partitions(&partitions);
+	} while (result == MISSING && load_entry(&charge->limits[missing]));
 	return result == CHARGED;
 }
 

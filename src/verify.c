@@ -26,7 +26,7 @@
 #include "utils/tuplestore.h"
 #include "utils/typcache.h"
 
-#include "apikeys.h"
+#include "verify.h"
 
 PG_FUNCTION_INFO_V1(apikey_verify);
 PG_FUNCTION_INFO_V1(apikey_verify_many);
@@ -47,60 +47,6 @@ enum
 	ARG_CHARGES
 };
 
-/* Columns of apikeys.verification. */
-enum
-{
-	OUT_VALID,
-	OUT_CODE,
-	OUT_KEY_ID,
-	OUT_API_ID,
-	OUT_NAME,
-	OUT_USER_ID,
-	OUT_PLAN_ID,
-	OUT_PLAN_NAME,
-	OUT_PERMISSIONS,
-	OUT_METADATA,
-	OUT_CURRENT_USAGE,
-	OUT_LIMIT,
-	OUT_REMAINING,
-	OUT_RESET_TIME,
-	OUT_PERIOD,
-	OUT_RETRY_AFTER,
-	OUT_EXPIRES_AT,
-	OUT_LIMITS,
-	OUT_CREDITS,
-	OUT_COLUMNS
-};
-
-typedef struct Request
-{
-	NullableDatum secret;
-	const inet *ip_address;		/* NULL: not told */
-	int64		cost;
-	char	   *permissions;	/* expression, checked; NULL: none asked for */
-	char	   *api_id;			/* NULL: any */
-	AkNamedCosts *costs;		/* NULL: cost for every limit */
-	bool		refund;			/* if the transaction aborts */
-	TimestampTz now;
-	AkRecord   *record;
-} Request;
-
-typedef union RecordSpace
-{
-	AkRecord	record;
-	char		space[AK_RECORD_MAX];
-} RecordSpace;
-
-typedef struct Decision
-{
-	AkOutcome	outcome;
-	bool		key_is_known;	/* key and subject are set */
-	AkKey		key;
-	AkSubject	subject;
-	bool		is_metered;		/* charge is set */
-	AkCharge	charge;
-} Decision;
-
 static const char *const outcome_names[] = {
 	[AK_MALFORMED] = "MALFORMED",
 	[AK_NOT_FOUND] = "NOT_FOUND",
@@ -111,6 +57,8 @@ static const char *const outcome_names[] = {
 	[AK_RATE_LIMITED] = "RATE_LIMITED",
 	[AK_USAGE_EXCEEDED] = "USAGE_EXCEEDED",
 	[AK_VALID] = "VALID",
+	[AK_SETTLED] = "SETTLED",
+	[AK_RELEASED] = "RELEASED",
 };
 
 const char *
@@ -229,6 +177,13 @@ meter(const Request *request, Decision *d)
 		ak_meter_look(&d->charge);
 		return AK_VALID;
 	}
+	d->charge.reserved = request->reserve;
+	if (request->reserve && d->charge.nlimits > AK_HOLDS_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("the key has too many limits for a reservation"),
+				 errdetail("It has %d, and at most %d can be held at once.",
+						   d->charge.nlimits, AK_HOLDS_MAX)));
 	request->record->outcome = AK_VALID;
 	request->record->cost = d->charge.limits[0].cost;
 	d->charge.refundable = request->refund;
@@ -383,9 +338,9 @@ set_from_key(Datum *values, bool *nulls, int column, const AkKey *key,
 }
 
 /* The columns of apikeys.verification. */
-static void
-answer(const Request *request, const Decision *d, Datum values[OUT_COLUMNS],
-	   bool nulls[OUT_COLUMNS])
+void
+ak_answer(const Request *request, const Decision *d,
+		  Datum values[OUT_COLUMNS], bool nulls[OUT_COLUMNS])
 {
 	memset(values, 0, OUT_COLUMNS * sizeof(Datum));
 	memset(nulls, true, OUT_COLUMNS * sizeof(bool));
@@ -446,8 +401,11 @@ answer(const Request *request, const Decision *d, Datum values[OUT_COLUMNS],
 	}
 }
 
-static void
-verify(Request *request, Decision *decision)
+/*
+ * Decide about a request, consume what it costs and remember it.
+ */
+void
+ak_decide(Request *request, Decision *decision)
 {
 	/* An open transaction sees no invalidation otherwise. */
 	AcceptInvalidationMessages();
@@ -503,6 +461,7 @@ apikey_verify(PG_FUNCTION_ARGS)
 	Datum		result;
 
 	request.refund = on_abort_arg(fcinfo);
+	request.reserve = false;
 	request.secret = fcinfo->args[ARG_KEY];
 	request.ip_address = PG_ARGISNULL(ARG_IP_ADDRESS) ? NULL :
 		PG_GETARG_INET_PP(ARG_IP_ADDRESS);
@@ -521,8 +480,8 @@ apikey_verify(PG_FUNCTION_ARGS)
 					  request.ip_address, fcinfo->args[ARG_ENDPOINT],
 					  fcinfo->args[ARG_METHOD], fcinfo->args[ARG_TAGS]);
 
-	verify(&request, &decision);
-	answer(&request, &decision, values, nulls);
+	ak_decide(&request, &decision);
+	ak_answer(&request, &decision, values, nulls);
 
 	desc = lookup_rowtype_tupdesc(result_type(fcinfo->flinfo), -1);
 	check_columns(desc);
@@ -584,8 +543,8 @@ apikey_verify_many(PG_FUNCTION_ARGS)
 						  request.ip_address, fcinfo->args[ARG_ENDPOINT],
 						  fcinfo->args[ARG_METHOD],
 						  (NullableDatum) {.isnull = true});
-		verify(&request, &decision);
-		answer(&request, &decision, values, nulls);
+		ak_decide(&request, &decision);
+		ak_answer(&request, &decision, values, nulls);
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(each);

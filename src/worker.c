@@ -328,7 +328,7 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 		wait_event = ak_wait_event("ApikeysWorkerMain");
 	my_db->worker_awake = false;
 	pg_memory_barrier();
-	if (has_work(flush))
+	if (has_work(flush) || pg_atomic_read_u32(&my_db->reserved) > 0)
 		my_db->worker_awake = true;
 	else
 		until = Min(schedule->next_sweep, idle_at(schedule));
@@ -374,6 +374,8 @@ serve(AkFlush *flush)
 		if (my_db->urgent)
 			(void) ak_flush_counts(flush, AK_PASS_URGENT);
 		if (now >= schedule.next_counts)
+			ak_reservations_release_due(my_db);
+		if (now >= schedule.next_counts)
 			flush_counts_due(flush, &schedule, now);
 		if (now >= schedule.next_sweep)
 			sweep_due(&schedule, now);
@@ -381,7 +383,8 @@ serve(AkFlush *flush)
 			(my_db->history_urgent && !my_db->stalled))
 			flush_history_due(&schedule, now);
 		if (now >= idle_at(&schedule) && !has_work(flush) &&
-			pg_atomic_read_u32(&my_db->refundable) == 0)
+			pg_atomic_read_u32(&my_db->refundable) == 0 &&
+			pg_atomic_read_u32(&my_db->reserved) == 0)
 			return;
 		sleep_until_due(flush, &schedule);
 	}

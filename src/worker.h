@@ -43,6 +43,10 @@ extern bool ak_incarnation_settle(AkDatabase *db);
 extern bool ak_incarnation_open(AkDatabase *db);
 extern bool ak_incarnation_close(AkDatabase *db, AkFlush *flush);
 
+/* marks.c */
+extern void ak_marks_leave(AkDatabase *db);
+extern void ak_marks_take(AkDatabase *db);
+
 /* copy.c */
 extern void ak_copy_history(const AkRecord **records, int n);
 

@@ -407,6 +407,40 @@ CREATE TABLE apikeys.rate_marks (
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.rate_marks', '');
 
+-- So are reservations.
+CREATE TABLE apikeys.reservation_marks (
+    reservation_id uuid NOT NULL,
+    n int NOT NULL,
+    key_id uuid NOT NULL,
+    max_cost bigint NOT NULL,
+    charged_at timestamptz NOT NULL,
+    deadline timestamptz NOT NULL,
+    subject_id uuid NOT NULL,
+    is_user boolean NOT NULL,
+    period int NOT NULL,
+    period_start bigint NOT NULL,
+    amount bigint NOT NULL,
+    emission bigint NOT NULL,
+    refilled bigint NOT NULL,
+    CONSTRAINT reservation_marks_pkey PRIMARY KEY (reservation_id, n)
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.reservation_marks', '');
+
+COMMENT ON TABLE apikeys.reservation_marks IS 'Reservations held when the meter was last closed, a row for each limit; empty while it is open';
+COMMENT ON COLUMN apikeys.reservation_marks.reservation_id IS 'The reservation';
+COMMENT ON COLUMN apikeys.reservation_marks.n IS 'Number of the limit, from 0';
+COMMENT ON COLUMN apikeys.reservation_marks.key_id IS 'The key that reserved';
+COMMENT ON COLUMN apikeys.reservation_marks.max_cost IS 'What is held';
+COMMENT ON COLUMN apikeys.reservation_marks.charged_at IS 'When it was reserved';
+COMMENT ON COLUMN apikeys.reservation_marks.deadline IS 'When it is given back';
+COMMENT ON COLUMN apikeys.reservation_marks.subject_id IS 'Who is metered: keys.id or users.subject_id';
+COMMENT ON COLUMN apikeys.reservation_marks.is_user IS 'Whether that is a user';
+COMMENT ON COLUMN apikeys.reservation_marks.period IS 'Number of the period''s unit, as the meter keeps it';
+COMMENT ON COLUMN apikeys.reservation_marks.period_start IS 'Start of the period in microseconds since 2000, or hash of a rate''s name';
+COMMENT ON COLUMN apikeys.reservation_marks.amount IS 'The limit when it was reserved';
+COMMENT ON COLUMN apikeys.reservation_marks.emission IS 'Of a rate: ns from one request to the next';
+COMMENT ON COLUMN apikeys.reservation_marks.refilled IS 'Of credits: their last refill, in seconds since 2000';
+
 COMMENT ON TABLE apikeys.rate_marks IS 'Rates in use when the meter was last closed; empty while it is open';
 COMMENT ON COLUMN apikeys.rate_marks.subject_id IS 'Who is metered: keys.id or users.subject_id';
 COMMENT ON COLUMN apikeys.rate_marks.is_user IS 'Whether that is a user';

@@ -66,6 +66,18 @@ COMMENT ON COLUMN apikeys.verification.retry_after IS 'How long to wait before t
 COMMENT ON COLUMN apikeys.verification.limits IS 'Every limit that was applied: name, kind, limit, remaining, reset_time, refused; only where charges was given';
 COMMENT ON COLUMN apikeys.verification.credits IS 'Credits that are left, of the key or else of its user; NULL is unlimited';
 
+CREATE TYPE apikeys.reservation AS (
+    valid boolean, code text, key_id uuid, api_id text, name text,
+    user_id text, plan_id text, plan_name text, permissions text[],
+    metadata jsonb, current_usage bigint, "limit" bigint, remaining bigint,
+    reset_time timestamptz, period text, retry_after interval,
+    expires_at timestamptz, limits jsonb, credits bigint,
+    reservation_id uuid, deadline timestamptz
+);
+COMMENT ON TYPE apikeys.reservation IS 'A verification, and what is to be settled if it is valid';
+COMMENT ON COLUMN apikeys.reservation.reservation_id IS 'For apikey_settle; NULL if nothing is held';
+COMMENT ON COLUMN apikeys.reservation.deadline IS 'When what is held is given back if it is not settled';
+
 CREATE TYPE apikeys.usage_report AS (
     key_id uuid, user_id text, plan_id text, current_usage bigint,
     "limit" bigint, remaining bigint, reset_time timestamptz, period text,

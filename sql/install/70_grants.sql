@@ -7,7 +7,8 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    verifying CONSTANT text[] := '{apikey_verify, apikey_verify_many, apikey_whoami}';
+    verifying CONSTANT text[] := '{apikey_verify, apikey_verify_many,
+        apikey_reserve, apikey_settle, apikey_whoami}';
     viewing CONSTANT text[] := '{apikey_get, apikey_list, apikey_count,
         apikey_usage, apikey_requests, apikey_plan_get, apikey_plan_list,
         apikey_plan_usage, apikey_user_get, apikey_user_list,

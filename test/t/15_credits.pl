@@ -138,6 +138,20 @@ cmp_ok(verify_times($node, 'postgres', $full, 20),
 ok(until_true(sub { audit('keys', $full_id) =~ /\|t$/ }),
 	'the ledger tells what a crash cost');
 
+# A refill that cannot be made durable admits nothing.
+my ($gated_id, $gated) = issue($node, 'postgres', "'gated', $arguments");
+is(verify_times($node, 'postgres', $gated, 100), 100, 'all is consumed');
+make_due($gated_id);
+my $blocker = $node->background_psql('postgres');
+$blocker->query_safe('BEGIN; LOCK TABLE apikeys.usage IN SHARE MODE');
+my ($status, $told) = $node->psql(
+	'postgres', "SET statement_timeout = '1s'; SELECT code FROM apikey_verify('$gated')");
+isnt($status, 0, 'a refill that cannot be written admits nothing');
+unlike($told, qr/VALID/, 'not even once');
+$blocker->query_safe('COMMIT');
+$blocker->quit;
+is(verify($node, 'postgres', $gated), 'VALID', 'and then it does');
+
 # What was charged before a refill and is given back after it adds nothing to
 # the balance that the refill has set.
 my ($late_id, $late) = issue($node, 'postgres', "'late', $arguments");

@@ -1,0 +1,270 @@
+/*-------------------------------------------------------------------------
+ *
+ * marks.c
+ *	  What waits on disk while the meter is closed: rates that are not full, and
+ *	  reservations that are held.  Runs in a database's worker.
+ *
+ * Both are known to memory alone while the meter is open, and their tables are
+ * empty: after a crash a rate counts as used up, and what a reservation held
+ * stays charged.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+#include "worker.h"
+
+/* ----- rows on their way to a table, as arrays ----- */
+
+#define COLUMNS_MAX 13
+
+typedef struct Rows
+{
+	const Oid  *types;			/* of the columns */
+	int			ncolumns;
+	int			n;
+	int			capacity;
+	Datum	   *columns[COLUMNS_MAX];
+} Rows;
+
+static void
+add_row(Rows *rows, const Datum *values)
+{
+	if (rows->n == rows->capacity)
+	{
+		rows->capacity = Max(64, 2 * rows->capacity);
+		for (int c = 0; c < rows->ncolumns; c++)
+			rows->columns[c] = rows->n == 0 ?
+				palloc(rows->capacity * sizeof(Datum)) :
+				repalloc_huge(rows->columns[c], rows->capacity * sizeof(Datum));
+	}
+	for (int c = 0; c < rows->ncolumns; c++)
+		rows->columns[c][rows->n] = values[c];
+	rows->n++;
+}
+
+static Datum
+array_of(Oid type, Datum *values, int n, Oid *array_type)
+{
+	ArrayType  *array;
+
+	switch (type)
+	{
+		case UUIDOID:
+			*array_type = UUIDARRAYOID;
+			array = construct_array(values, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+			break;
+		case BOOLOID:
+			*array_type = BOOLARRAYOID;
+			array = construct_array(values, n, BOOLOID, 1, true, TYPALIGN_CHAR);
+			break;
+		case INT4OID:
+			*array_type = INT4ARRAYOID;
+			array = construct_array(values, n, INT4OID, 4, true, TYPALIGN_INT);
+			break;
+		case TIMESTAMPTZOID:
+			*array_type = TIMESTAMPTZARRAYOID;
+			array = construct_array(values, n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
+			break;
+		default:
+			Assert(type == INT8OID);
+			*array_type = INT8ARRAYOID;
+			array = construct_array(values, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
+			break;
+	}
+	return PointerGetDatum(array);
+}
+
+/* Run an INSERT whose parameters are the columns. */
+static void
+insert_rows(const Rows *rows, const char *query)
+{
+	Oid			types[COLUMNS_MAX];
+	Datum		args[COLUMNS_MAX];
+
+	if (rows->n == 0)
+		return;
+	for (int c = 0; c < rows->ncolumns; c++)
+		args[c] = array_of(rows->types[c], rows->columns[c], rows->n, &types[c]);
+	if (SPI_execute_with_args(query, rows->ncolumns, types, args, NULL, false,
+							  0) != SPI_OK_INSERT)
+		elog(ERROR, "could not execute: %s", query);
+}
+
+static Datum
+uuid_copy(const pg_uuid_t *id)
+{
+	pg_uuid_t  *copy = palloc(sizeof(pg_uuid_t));
+
+	*copy = *id;
+	return UUIDPGetDatum(copy);
+}
+
+/* Column c, from 1, of a row that the last statement returned. */
+static Datum
+returned(uint64 row, int c)
+{
+	bool		isnull;
+
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, c,
+						 &isnull);
+}
+
+/* ----- rates ----- */
+
+static const Oid rate_types[] = {UUIDOID, BOOLOID, INT8OID, INT8OID};
+
+static void
+collect_rate(const MeterEntry *entry, void *arg)
+{
+	Datum		values[] = {
+		uuid_copy(&entry->key.subject_id),
+		BoolGetDatum(entry->key.is_user),
+		Int64GetDatum(entry->key.period_start),
+		Int64GetDatum(entry->charged)
+	};
+
+	add_row(arg, values);
+}
+
+static void
+leave_rates(AkDatabase *db)
+{
+	Rows		rows = {.types = rate_types,.ncolumns = lengthof(rate_types)};
+
+	ak_meter_each_rate(db->generation, collect_rate, &rows);
+	insert_rows(&rows, "INSERT INTO apikeys.rate_marks"
+				" SELECT * FROM unnest($1, $2, $3, $4)"
+				" ON CONFLICT (subject_id, name_hash)"
+				" DO UPDATE SET arrival = excluded.arrival");
+}
+
+static void
+take_rates(AkDatabase *db)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (SPI_execute("DELETE FROM apikeys.rate_marks"
+					" RETURNING subject_id, is_user, name_hash, arrival",
+					false, 0) != SPI_OK_DELETE_RETURNING)
+		elog(ERROR, "could not read apikeys.rate_marks");
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		int64		arrival = DatumGetInt64(returned(i, 4));
+		MeterKey	key;
+
+		ak_meter_key(&key, ak_catalog(), DatumGetUUIDP(returned(i, 1)),
+					 DatumGetBool(returned(i, 2)), AK_RATE,
+					 DatumGetInt64(returned(i, 3)));
+		if (!ak_rate_is_full(arrival, now))
+			ak_meter_put_rate(&key, arrival);
+	}
+}
+
+/* ----- reservations: a row for each limit that one holds ----- */
+
+static const Oid hold_types[] = {
+	UUIDOID, INT4OID, UUIDOID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+	UUIDOID, BOOLOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID
+};
+
+static void
+leave_reservations(AkDatabase *db)
+{
+	Rows		rows = {.types = hold_types,.ncolumns = lengthof(hold_types)};
+	AkReservation *held;
+	int			n = ak_reservations_held(db, &held);
+
+	for (int i = 0; i < n; i++)
+		for (int h = 0; h < held[i].nholds; h++)
+		{
+			const AkHold *hold = &held[i].holds[h];
+			Datum		values[] = {
+				UUIDPGetDatum(&held[i].id),
+				Int32GetDatum(h),
+				UUIDPGetDatum(&held[i].key_id),
+				Int64GetDatum(held[i].max_cost),
+				TimestampTzGetDatum(held[i].charged_at),
+				TimestampTzGetDatum(held[i].deadline),
+				UUIDPGetDatum(&hold->key.subject_id),
+				BoolGetDatum(hold->key.is_user),
+				Int32GetDatum(hold->key.period),
+				Int64GetDatum(hold->key.period_start),
+				Int64GetDatum(hold->amount),
+				Int64GetDatum(hold->emission),
+				Int64GetDatum(hold->refilled)
+			};
+
+			add_row(&rows, values);
+		}
+	insert_rows(&rows, "INSERT INTO apikeys.reservation_marks"
+				" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9,"
+				" $10, $11, $12, $13)");
+}
+
+static void
+take_reservations(AkDatabase *db)
+{
+	AkReservation held = {.nholds = 0};
+
+	if (SPI_execute("WITH taken AS (DELETE FROM apikeys.reservation_marks RETURNING *)"
+					" SELECT reservation_id, n, key_id, max_cost, charged_at,"
+					" deadline, subject_id, is_user, period, period_start,"
+					" amount, emission, refilled,"
+					" count(*) OVER (PARTITION BY reservation_id)"
+					" FROM taken ORDER BY reservation_id, n",
+					false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read apikeys.reservation_marks");
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		int			n = DatumGetInt32(returned(i, 2));
+		AkHold	   *hold = &held.holds[n];
+
+		if (n >= AK_HOLDS_MAX)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("a reservation in apikeys.reservation_marks holds too many limits")));
+		held.id = *DatumGetUUIDP(returned(i, 1));
+		held.generation = db->generation;
+		held.state = AK_HELD;
+		held.key_id = *DatumGetUUIDP(returned(i, 3));
+		held.max_cost = DatumGetInt64(returned(i, 4));
+		held.charged_at = DatumGetTimestampTz(returned(i, 5));
+		held.deadline = DatumGetTimestampTz(returned(i, 6));
+		ak_meter_key(&hold->key, ak_catalog(), DatumGetUUIDP(returned(i, 7)),
+					 DatumGetBool(returned(i, 8)), DatumGetInt32(returned(i, 9)),
+					 DatumGetInt64(returned(i, 10)));
+		hold->amount = DatumGetInt64(returned(i, 11));
+		hold->emission = DatumGetInt64(returned(i, 12));
+		hold->refilled = DatumGetInt64(returned(i, 13));
+		held.nholds = n + 1;
+		if (held.nholds == DatumGetInt64(returned(i, 14)))
+			ak_reservations_put(db, &held);
+	}
+}
+
+/* ----- both ----- */
+
+/* Write down what only memory knows; the meter is closed. */
+void
+ak_marks_leave(AkDatabase *db)
+{
+	leave_rates(db);
+	leave_reservations(db);
+}
+
+/*
+ * Take it back into memory, before the meter opens.  If the transaction then
+ * fails it is there too early, which is harmless: it only says what was used.
+ */
+void
+ak_marks_take(AkDatabase *db)
+{
+	take_rates(db);
+	take_reservations(db);
+}

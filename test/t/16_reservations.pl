@@ -1,0 +1,163 @@
+# Reservations from many clients: what is settled is what is charged, once; what
+# is held outlives a restart, and stays charged in a crash.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+use ApikeysTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $clients = 32;
+my $node = new_server(
+	'main',
+	'max_connections' => $clients + 20,
+	'apikeys.meter_timeout' => '60s',
+	'apikeys.history_wait_timeout' => '60s');
+$node->start;
+install($node);
+my $dir = PostgreSQL::Test::Utils::tempdir;
+
+sub sql
+{
+	return $node->safe_psql('postgres', $_[0]);
+}
+
+sub reserve
+{
+	my ($secret, $cost, $ttl) = @_;
+	$ttl = '10 minutes' unless defined $ttl;
+	return sql("SELECT reservation_id FROM apikey_reserve('$secret', $cost, '$ttl')");
+}
+
+sub settle
+{
+	my ($id, $cost) = @_;
+	my ($code, $out, $err) =
+	  $node->psql('postgres', "SELECT current_usage FROM apikey_settle('$id', $cost)");
+	return $code == 0 ? $out : $err;
+}
+
+# ----- Many reserve and settle at once -----
+
+sql(q(
+	SELECT apikey_plan_create('Plan', 1500, 'year', plan_id => 'plan');
+	SELECT apikey_limit_set('tokens', 1500, '1500 days', plan_id => 'plan');
+	SELECT apikey_user_create('alice', plan_id => 'plan');
+	SELECT apikey_user_credits('alice', 'set', 1400)));
+my ($id, $one) = issue($node, 'postgres', q('one', 'alice'));
+my (undef, $two) = issue($node, 'postgres', q('two', 'alice'));
+my @scripts = map { "$dir/$_.sql" } 1 .. $clients;
+foreach my $client (1 .. $clients)
+{
+	foreach my $n (1 .. 30)
+	{
+		my $secret = ($client + $n) % 2 ? $one : $two;
+		my $max = 5 + ($client * 3 + $n) % 11;
+		my $used = ($client + $n * 7) % ($max + 1);
+		append_to_file($scripts[ $client - 1 ],
+			"SELECT code, reservation_id AS held, valid FROM apikey_reserve('$secret', $max) \\gset\n"
+			  . "\\if :valid\n"
+			  . "SELECT 'USED', $used, code FROM apikey_settle(:'held', $used);\n"
+			  . "\\endif\n");
+	}
+}
+race($node, 'reservations', @scripts);
+my ($told, $times) = (0, 0);
+foreach my $script (@scripts)
+{
+	foreach (slurp_file("$script.out") =~ /^USED\|(\d+)\|VALID$/mg)
+	{
+		$told += $_;
+		$times++;
+	}
+}
+cmp_ok($times, '>', 100, "$times were admitted and settled");
+cmp_ok($told, '<=', 1400, 'no limit is exceeded');
+is(usage($node, 'postgres', $id), $told, "what is charged is what was settled ($told)");
+is( sql(qq(SELECT string_agg(format('%s=%s', l ->> 'name', l ->> 'remaining'), ' ' ORDER BY l ->> 'name')
+	         FROM apikey_usage('$id'), jsonb_array_elements(limits) l)),
+	sprintf('credits=%d quota=%d tokens=%d', 1400 - $told, 1500 - $told, 1500 - $told),
+	'of every limit');
+ok( $node->poll_query_until(
+		'postgres', "SELECT sum(cost) = $told FROM apikeys.requests WHERE status = 'allowed'"),
+	'and the history adds up to it');
+
+# ----- One settlement, whoever comes first -----
+
+my ($own_id, $own) = issue($node, 'postgres', q('own', credits => 1000));
+my $contended = reserve($own, 100);
+my @settlers = map { "$dir/settle$_.sql" } 1 .. 8;
+append_to_file($_, "\\set ON_ERROR_STOP off\nSELECT 'SETTLED' FROM apikey_settle('$contended', 10);\n")
+  foreach @settlers;
+race($node, 'one settlement', @settlers);
+is(codes(map { "$_.out" } @settlers)->{SETTLED}, 1, 'one of them settles');
+is(usage($node, 'postgres', $own_id), 10, 'and it is charged once');
+
+# ----- What a rate has healed meanwhile is not given back once more -----
+
+sql(q(SELECT apikey_plan_create('Rated', plan_id => 'rated');
+	  SELECT apikey_limit_set('rate', 20, '2 seconds', plan_id => 'rated')));
+my ($rated_id, $rated) = issue($node, 'postgres', q('rated', plan_id => 'rated'));
+my $left = qq(SELECT (l ->> 'remaining')::int FROM apikey_usage('$rated_id'), jsonb_array_elements(limits) l
+	           WHERE l ->> 'name' = 'rate');
+my $healed = reserve($rated, 20);
+ok($node->poll_query_until('postgres', "SELECT ($left) = 20"), 'a rate fills again');
+is( sql(qq(SELECT code FROM apikey_verify('$rated', cost => 20))),
+	'VALID', 'and is used up');
+settle($healed, 0);
+cmp_ok(sql($left), '<', 20, 'what was reserved before does not fill it');
+
+# ----- Acknowledged is durable; held is charged -----
+
+my $held = reserve($own, 200);
+my $settled = reserve($own, 300);
+is(settle($settled, 5), 10 + 200 + 5, 'one is settled, one is held');
+$node->stop('immediate');
+ok(start_again($node), 'a crash');
+my $after = usage($node, 'postgres', $own_id);
+is($after, 215, 'what was settled stays so, what was held is charged');
+like(settle($held, 1), qr/does not exist/, 'and cannot be settled any more');
+is(usage($node, 'postgres', $own_id), $after, 'nothing has changed');
+
+# ----- A restart -----
+
+$held = reserve($own, 100);
+my $due = reserve($own, 50, '1 second');
+my $ended = reserve($own, 10);
+settle($ended, 10);
+$node->restart;
+is(usage($node, 'postgres', $own_id) - $after >= 110, 1, 'what is held outlives a restart');
+is(settle($held, 30), $after + 40 + ($node->safe_psql('postgres', 'SELECT coalesce(sum(max_cost), 0) FROM apikeys.reservations')),
+	'and can be settled');
+ok( $node->poll_query_until(
+		'postgres',
+		"SELECT current_usage = $after + 40 FROM apikey_usage('$own_id')"),
+	'or is given back at its deadline');
+like(settle($due, 1), qr/has ended/, 'after which it cannot be settled');
+is(sql('SELECT count(*) FROM apikeys.reservation_marks'), '0', 'their marks are taken back');
+
+# ----- The worker stays while something is held, and comes back after a crash of its own -----
+
+$held = reserve($own, 7, '1 minute');
+is( sql(q(
+		SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
+		 WHERE backend_type = 'apikeys worker')),
+	't', 'the worker is terminated');
+is(settle($held, 7), $after + 47, 'what was held is settled by the next one');
+
+# ----- A full table refuses, and says so -----
+
+$node->append_conf('postgresql.conf', 'apikeys.max_reservations = 10');
+$node->restart;
+is( sql(qq(SELECT count(*) FROM generate_series(1, 10) n WHERE (apikey_reserve('$own', 1)).valid)),
+	10, 'as many as there is room for');
+my (undef, undef, $err) = $node->psql('postgres', "SELECT apikey_reserve('$own', 1)");
+like($err, qr/too many reservations are held/, 'one more is refused');
+is(usage($node, 'postgres', $own_id), $after + 57, 'and not charged');
+
+$node->stop;
+done_testing();
