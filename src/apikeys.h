@@ -16,7 +16,8 @@
  *	  history.c		 remember, in shared memory
  *
  * and one background worker a database (launcher.c, worker.c) makes the last
- * two durable (flush.c) and tidies up (maintain.c).
+ * two durable (flush.c), counts by hour and day (rollup.c) and tidies up
+ * (maintain.c).
  *
  * Locks, in the order in which they may be taken together:
  *
@@ -208,6 +209,14 @@ typedef struct AkDatabase
 	uint64		history_rows;
 	uint64		flush_failures;
 	TimestampTz last_flush;
+	uint64		rollup_rows;	/* written; the worker's own, as all of these */
+	uint64		rollup_pending; /* counts in apikeys.rollup_journal */
+	pg_uuid_t	rollup_tidied;	/* the key that tidying has come to */
+	bool		rollup_tidying; /* it is under way */
+	TimestampTz rollup_tidied_at;	/* its last end, how long it takes, and how
+									 * long it then pauses */
+	int64		rollup_tidy_time;
+	int64		rollup_tidy_pause;
 	uint64		charge_waits;	/* no lock, approximate */
 	ConditionVariable changed;	/* opened, a ceiling moved, space freed */
 	AkLanePadded lanes[AK_LANES];
@@ -709,7 +718,8 @@ typedef struct AkRecord
 {
 	uint16		length;
 	uint8		outcome;
-	bool		touch_only;		/* for last_used_at; not for the history */
+	bool		touch_only;		/* for last_used_at and the rollups; not for
+								 * the history */
 	int16		endpoint_len;	/* -1: NULL, here and below */
 	int16		method_len;
 	int16		ip_len;
@@ -800,6 +810,7 @@ extern bool ak_history;
 extern int	ak_history_overflow;
 extern int	ak_history_wait_timeout;	/* ms */
 extern int	ak_history_retention;	/* min; 0: for ever */
+extern int	ak_rollup_retention;	/* min; 0: for ever */
 extern int	ak_meter_timeout;	/* ms */
 extern int	ak_crash_slack;
 extern int	ak_max_reservations;

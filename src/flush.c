@@ -394,9 +394,11 @@ ak_flush_is_clean(AkFlush *flush)
 
 typedef struct Collected
 {
-	const AkRecord **records;
+	const AkRecord **records;	/* sorted, those for the history first */
 	int			n;
+	int			nrecorded;		/* those for the history */
 	int			capacity;
+	int			rollup_counts;	/* that they add to the rollups */
 } Collected;
 
 static void
@@ -406,8 +408,8 @@ collect(const AkRecord *record, void *arg)
 
 	if (record->outcome == AK_VALID)
 		ak_note_use(&record->key_id, record->timestamp);
-	if (record->touch_only)
-		return;
+	if (!record->touch_only)
+		collected->nrecorded++;
 	if (collected->n == collected->capacity)
 	{
 		collected->capacity *= 2;
@@ -427,6 +429,8 @@ compare_records(const void *a, const void *b)
 	int64		day_y = y->timestamp / USECS_PER_DAY;
 	int			order;
 
+	if (x->touch_only != y->touch_only)
+		return x->touch_only ? 1 : -1;
 	if (day_x != day_y)
 		return day_x < day_y ? -1 : 1;
 	order = memcmp(&x->key_id, &y->key_id, UUID_LEN);
@@ -436,16 +440,20 @@ compare_records(const void *a, const void *b)
 }
 
 static void
-copy_collected(void *arg)
+write_collected(void *arg)
 {
 	Collected  *collected = arg;
 
-	ak_copy_history(collected->records, collected->n);
+	if (collected->nrecorded > 0)
+		ak_copy_history(collected->records, collected->nrecorded);
+	collected->rollup_counts = ak_rollup_journal(collected->records,
+												 collected->n);
 }
 
 /*
- * Move what the buffer holds into apikeys.requests.  It is taken out of the
- * buffer only after the commit.  False if the write has failed.
+ * Move what the buffer holds into apikeys.requests, and what it adds to the
+ * rollups into their journal.  It is taken out of the buffer only after the
+ * commit.  False if the write has failed.
  */
 bool
 ak_flush_history(AkDatabase *db)
@@ -462,7 +470,7 @@ ak_flush_history(AkDatabase *db)
 	{
 		qsort(collected.records, collected.n, sizeof(AkRecord *),
 			  compare_records);
-		if (!ak_worker_transaction(copy_collected, &collected))
+		if (!ak_worker_transaction(write_collected, &collected))
 		{
 			pfree(collected.records);
 			return false;
@@ -470,7 +478,8 @@ ak_flush_history(AkDatabase *db)
 	}
 	for (int i = 0; i < AK_LANES; i++)
 		ak_history_consume(db, i, &ends[i]);
-	db->history_rows += collected.n;
+	db->history_rows += collected.nrecorded;
+	ak_rollup_noted(db, collected.rollup_counts);
 	db->stalled = false;
 	pfree(collected.records);
 	ConditionVariableBroadcast(&db->changed);

@@ -22,6 +22,7 @@ bool		ak_history;
 int			ak_history_overflow;
 int			ak_history_wait_timeout;
 int			ak_history_retention;
+int			ak_rollup_retention;
 int			ak_meter_timeout;
 int			ak_crash_slack;
 int			ak_max_reservations;
@@ -95,6 +96,11 @@ ak_define_settings(void)
 							"How long history is kept; 0 keeps it for ever.",
 							"Whole days are dropped, in UTC.",
 							&ak_history_retention, 90 * MINS_PER_HOUR * HOURS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("apikeys.rollup_retention",
+							"How long the hourly rows of apikeys.rollups are kept; 0 keeps them for ever.",
+							"Daily rows are kept for ever.",
+							&ak_rollup_retention, 90 * MINS_PER_HOUR * HOURS_PER_DAY, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomIntVariable("apikeys.meter_timeout",
 							"How long a verification waits for the worker before it fails.",

@@ -150,7 +150,7 @@ ak_history_append(AkDatabase *db, const AkRecord *record, bool may_drop)
 	}
 	else if (!may_drop)
 		result = AK_FULL;
-	else if (!record->touch_only)
+	else
 		lane->dropped++;
 	if (result == AK_APPENDED)
 		lane->outcomes[record->outcome]++;

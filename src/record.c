@@ -76,7 +76,7 @@ append_tags(AkRecord *record, Size *used, NullableDatum value)
 
 /*
  * Prepare a record, all but its key and its outcome.  With history off it only
- * carries the time of use to the worker.
+ * carries to the worker that the key was used, and how.
  *
  * Errors: 22004 and 22023 for tags.
  */

@@ -79,6 +79,10 @@ apikeys_statistics(PG_FUNCTION_ARGS)
 		"verifications that a standby could not record");
 	put(result, "history_chunks_free", ak_shared->nfree_chunks,
 		"free chunks (8 kB) of the history buffer, all databases");
+	put(result, "rollup_rows_written", db->rollup_rows,
+		"rows written to apikeys.rollups");
+	put(result, "rollup_pending", db->rollup_pending,
+		"counts in apikeys.rollup_journal, to be added to apikeys.rollups");
 	put(result, "usage_rows_written", db->usage_rows,
 		"rows written to apikeys.usage");
 	put(result, "charge_waits", db->charge_waits,

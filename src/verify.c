@@ -239,7 +239,8 @@ remember(const Request *request, const Decision *d)
 	if (d->outcome == AK_VALID && d->is_metered && !is_free)
 		return;					/* with the charge */
 	request->record->outcome = d->outcome;
-	if (!d->key_is_known || is_free || request->record->touch_only)
+	if (!d->key_is_known || is_free ||
+		(request->record->touch_only && RecoveryInProgress()))
 		ak_history_count(db, d->outcome);
 	else if (RecoveryInProgress())
 		ak_history_count_standby(db, d->outcome);

@@ -4,10 +4,11 @@
  *	  The background worker of one database.
  *
  * Attaches to the database's slot, opens the meter, and then at every interval
- * makes counts and history durable, until it has been idle for a while, the
- * server stops, or somebody needs the database for himself.  Before it leaves
- * it closes the meter, so that nothing is admitted that nobody writes down;
- * the next verification has a worker started and waits for it.
+ * makes counts and history durable and keeps the rollups, until it has been
+ * idle for a while, the server stops, or somebody needs the database for
+ * himself.  Before it leaves it closes the meter, so that nothing is admitted
+ * that nobody writes down; the next verification has a worker started and waits
+ * for it.
  *
  *-------------------------------------------------------------------------
  */
@@ -306,6 +307,13 @@ flush_history_due(Schedule *schedule, TimestampTz now)
 }
 
 static void
+rollup_due(void)
+{
+	pgstat_report_activity(STATE_RUNNING, "writing rollups");
+	ak_rollup_step(my_db);
+}
+
+static void
 sweep_due(Schedule *schedule, TimestampTz now)
 {
 	pgstat_report_activity(STATE_RUNNING, "maintaining");
@@ -332,6 +340,7 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 		my_db->worker_awake = true;
 	else
 		until = Min(schedule->next_sweep, idle_at(schedule));
+	until = Min(until, ak_rollup_due(my_db));
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -382,6 +391,8 @@ serve(AkFlush *flush)
 		if (now >= schedule.next_history ||
 			(my_db->history_urgent && !my_db->stalled))
 			flush_history_due(&schedule, now);
+		if (GetCurrentTimestamp() >= ak_rollup_due(my_db))
+			rollup_due();
 		if (now >= idle_at(&schedule) && !has_work(flush) &&
 			pg_atomic_read_u32(&my_db->refundable) == 0 &&
 			pg_atomic_read_u32(&my_db->reserved) == 0)
@@ -410,6 +421,8 @@ close_meter(AkFlush *flush)
 		QueryCancelPending = false;
 		closed = ak_incarnation_close(my_db, flush);
 	}
+	if (closed)
+		ak_rollup_close(my_db);
 	return closed;
 }
 
@@ -434,6 +447,7 @@ ak_worker_main(Datum arg)
 	if (AK_WORKER_IS_VISIT(arg))
 	{
 		(void) ak_incarnation_settle(db);
+		ak_rollup_visit(db);
 		ak_maintain();
 		proc_exit(0);
 	}

@@ -18,7 +18,7 @@ SELECT format('%s(%s) -> %s', p.proname, pg_get_function_arguments(p.oid),
   JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
   JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
  WHERE e.extname = 'apikeys' AND p.pronamespace = 'public'::regnamespace
- ORDER BY p.proname COLLATE "C";
+ ORDER BY p.proname COLLATE "C", p.oid;
 \pset format aligned
 
 CREATE VIEW members AS

@@ -7,7 +7,7 @@ SELECT p.proname AS function,
        has_function_privilege('regress_stranger', p.oid, 'EXECUTE') AS stranger
   FROM pg_proc p
  WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'apikey\_%'
- ORDER BY p.proname COLLATE "C";
+ ORDER BY p.proname COLLATE "C", p.oid;
 -- Nobody is given a function of the schema "apikeys", a table or a view.
 SELECT r.rolname, p.oid::regprocedure
   FROM pg_roles r, pg_proc p
@@ -35,6 +35,8 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT apikey_count()'),
     (format('SELECT apikey_usage(%L)', :'id')),
     (format('SELECT apikey_requests(%L)', :'id')),
+    (format('SELECT apikey_usage_series(%L)', :'id')),
+    (format('SELECT apikey_usage_series(%L, interval ''1 hour'')', :'id')),
     ('SELECT apikey_plan_get(''grants'')'),
     ('SELECT apikey_plan_list()'),
     ('SELECT apikey_plan_usage(''grants'')'),
@@ -42,6 +44,8 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT apikey_user_list()'),
     ('SELECT apikey_user_usage(''gus'')'),
     ('SELECT apikey_user_requests(''gus'')'),
+    ('SELECT apikey_user_usage_series(''gus'')'),
+    ('SELECT apikey_user_usage_series(''gus'', interval ''1 day'')'),
     ('SELECT apikey_create(''k'')'),
     (format('SELECT apikey_update(%L, ''{"name": "renamed", "plan_id": "grants", "api_id": "default", "roles": ["grants"]}'')', :'id')),
     (format('SELECT apikey_regenerate(%L, ''1 hour'')', :'id')),
@@ -73,6 +77,9 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT * FROM apikeys.requests'),
     ('SELECT * FROM apikeys.requests_default'),
     ('SELECT * FROM apikeys.usage'),
+    ('SELECT * FROM apikeys.rollups'),
+    ('SELECT * FROM apikeys.rollup_journal'),
+    ('SELECT apikeys.usage_series(NULL, ''day'', NULL, NULL)'),
     ('SELECT * FROM apikeys.live_usage'),
     ('SELECT * FROM apikeys.stats'),
     ('SELECT * FROM apikeys.incarnations'),
@@ -148,6 +155,8 @@ SELECT current_usage FROM apikey_plan_usage('trap');
 SELECT count(*) FROM apikey_user_list('trap');
 SELECT count(*) >= 0 FROM apikey_requests(:'id');
 SELECT count(*) >= 0 FROM apikey_user_requests('tim');
+SELECT count(*) > 0 FROM apikey_usage_series(:'id', 'month');
+SELECT count(*) > 0 FROM apikey_user_usage_series('tim', interval '1 day');
 SELECT count(*) FROM apikey_regenerate(:'id');
 SELECT count(*) FROM apikey_delete(:'id');
 SELECT count(*) FROM apikey_user_delete('tim');

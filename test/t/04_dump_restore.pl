@@ -116,11 +116,18 @@ ok( $node->poll_query_until(
 		'source', q(
 		SELECT count(last_used_at) >= 4 FROM apikeys.keys)),
 	'so are the times of use');
+ok( $node->poll_query_until(
+		'source', q(
+		SELECT sum(requests) = (SELECT count(*) FROM apikeys.requests
+		                         WHERE timestamp < now() + '12 hours')
+		  FROM apikeys.rollups WHERE step = 'day')),
+	'and the rollups');
 
 # ----- Dump and restore -----
 
 # Every row of every table, in order.
-my @tables = qw(apis plans users roles keys requests usage incarnations);
+my @tables =
+  qw(apis plans users roles keys requests usage rollups incarnations);
 
 sub rows
 {
@@ -232,6 +239,11 @@ foreach my $format ('plain', 'custom')
 		"and shares its user's count ($format)");
 	ok(flushed($node, $database, $history + 6),
 		"history goes on ($format)");
+	ok( $node->poll_query_until(
+			$database, qq(
+			SELECT sum(requests) = $history - 1 + 6
+			  FROM apikeys.rollups WHERE step = 'day')),
+		"and so do the rollups ($format)");
 
 	$node->safe_psql($database,
 		"SELECT apikey_delete('$new'); SELECT apikey_purge('0')");

@@ -1,0 +1,423 @@
+/*-------------------------------------------------------------------------
+ *
+ * rollup.c
+ *	  Count requests by key, outcome, hour and day.  Runs in a database's worker.
+ *
+ * The transaction that writes history also writes down what it adds to the
+ * counts, packed into arrays: a row or a few of apikeys.rollup_journal a flush.
+ * So the two agree, whatever dies when, and nothing has to be counted again
+ * after a crash.  From the journal the counts are added to apikeys.rollups in
+ * transactions of their own, which empty it: at once where there is little,
+ * else every 30 s, so that a key costs few row updates however busy it is.
+ *
+ * Adding and tidying go by short steps, one at a time: between two of them the
+ * worker looks whether anybody waits for a ceiling.  They commit without
+ * waiting for the disk: what a crash undoes of a step is done again.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+
+#include "worker.h"
+
+/* Counts in one row of the journal, and added in one step. */
+#define JOURNAL_ROW 2000
+#define STEP_COUNTS 20000
+
+/* Few counts are added after a second, many at once, others after 30 s. */
+#define FEW_COUNTS 1000
+#define MANY_COUNTS 100000
+#define FEW_INTERVAL (1 * USECS_PER_SEC)
+#define USUAL_INTERVAL (30 * USECS_PER_SEC)
+
+/* Keys looked at, and rows removed, in one step of tidying. */
+#define TIDY_KEYS 1000
+#define TIDY_ROWS 10000
+
+/* Steps when the worker leaves; the journal keeps the rest. */
+#define CLOSING_STEPS 10
+
+/* How long a worker that only comes to tidy up may take over it. */
+#define VISIT_TIME (1 * USECS_PER_SEC)
+
+/*
+ * When to add: DT_NOEND if there is nothing, 0 (long ago) for at once.  A
+ * worker begins with a look.
+ */
+static TimestampTz add_at = 0;
+static TimestampTz retry_at = 0;	/* not before, after a failure */
+static TimestampTz added_at = 0;
+
+/* ----- the journal ----- */
+
+typedef struct Counts
+{
+	int			n;				/* in the arrays */
+	int			total;			/* with those written already */
+	Datum		key_ids[JOURNAL_ROW];
+	Datum		starts[JOURNAL_ROW];
+	Datum		codes[JOURNAL_ROW];
+	Datum		requests[JOURNAL_ROW];
+	Datum		costs[JOURNAL_ROW];
+} Counts;
+
+static Datum
+int8_array(Datum *values, int n, Oid type)
+{
+	return PointerGetDatum(construct_array(values, n, type, 8, FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}
+
+static void
+write_journal_row(Counts *counts)
+{
+	int			n = counts->n;
+	Oid			types[] = {
+		UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, INT8ARRAYOID,
+		INT8ARRAYOID, INT4OID
+	};
+	Datum		args[6];
+
+	if (n == 0)
+		return;
+	args[0] = PointerGetDatum(construct_array(counts->key_ids, n, UUIDOID,
+											  UUID_LEN, false, TYPALIGN_CHAR));
+	args[1] = int8_array(counts->starts, n, TIMESTAMPTZOID);
+	args[2] = PointerGetDatum(construct_array(counts->codes, n, TEXTOID, -1,
+											  false, TYPALIGN_INT));
+	args[3] = int8_array(counts->requests, n, INT8OID);
+	args[4] = int8_array(counts->costs, n, INT8OID);
+	args[5] = Int32GetDatum(n);
+	if (SPI_execute_with_args("INSERT INTO apikeys.rollup_journal"
+							  " (key_ids, starts, codes, requests, costs, counts)"
+							  " VALUES ($1, $2, $3, $4, $5, $6)",
+							  6, types, args, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write apikeys.rollup_journal");
+	counts->total += n;
+	counts->n = 0;
+}
+
+/* One key in one hour. */
+typedef struct Tally
+{
+	const pg_uuid_t *key_id;	/* NULL: nothing yet */
+	AkSpan		hour;
+	int64		requests[AK_OUTCOMES];
+	int64		cost;			/* of what was allowed */
+} Tally;
+
+static void
+put_tally(Counts *counts, const Tally *tally, Datum *codes)
+{
+	for (int o = 0; o < AK_OUTCOMES; o++)
+	{
+		if (tally->requests[o] == 0)
+			continue;
+		if (counts->n == JOURNAL_ROW)
+			write_journal_row(counts);
+		counts->key_ids[counts->n] = UUIDPGetDatum(tally->key_id);
+		counts->starts[counts->n] = TimestampTzGetDatum(tally->hour.start);
+		counts->codes[counts->n] = codes[o];
+		counts->requests[counts->n] = Int64GetDatum(tally->requests[o]);
+		counts->costs[counts->n] = Int64GetDatum(o == AK_VALID ? tally->cost : 0);
+		counts->n++;
+	}
+}
+
+/*
+ * Write down what records add to the rollups, in the caller's transaction.
+ * They are sorted by key and time, or nearly so: what comes apart is added
+ * together later.  Returns the number of counts, for ak_rollup_noted() after
+ * the commit.
+ */
+int
+ak_rollup_journal(const AkRecord **records, int n)
+{
+	Counts	   *counts = palloc(sizeof(Counts));
+	Tally		tally = {0};
+	Datum		codes[AK_OUTCOMES];
+
+	counts->n = counts->total = 0;
+	for (int o = 0; o < AK_OUTCOMES; o++)
+		codes[o] = CStringGetTextDatum(ak_outcome_name(o));
+	for (int i = 0; i < n; i++)
+	{
+		const AkRecord *record = records[i];
+
+		if (tally.key_id == NULL ||
+			memcmp(tally.key_id, &record->key_id, UUID_LEN) != 0 ||
+			record->timestamp < tally.hour.start ||
+			record->timestamp >= tally.hour.end)
+		{
+			put_tally(counts, &tally, codes);
+			memset(&tally, 0, sizeof(tally));
+			tally.key_id = &record->key_id;
+			ak_period_at(AK_HOUR, AK_CALENDAR, record->timestamp, &tally.hour);
+		}
+		tally.requests[record->outcome]++;
+		if (record->outcome == AK_VALID)
+			tally.cost += record->cost;
+	}
+	put_tally(counts, &tally, codes);
+	write_journal_row(counts);
+	return counts->total;
+}
+
+/* So many counts were committed to the journal. */
+void
+ak_rollup_noted(AkDatabase *db, int counts)
+{
+	if (counts == 0)
+		return;
+	db->rollup_pending += counts;
+	add_at = added_at + (db->rollup_pending <= FEW_COUNTS ? FEW_INTERVAL :
+						 db->rollup_pending <= MANY_COUNTS ? USUAL_INTERVAL : 0);
+}
+
+/* ----- from the journal to the rollups ----- */
+
+static void
+set_locally(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+typedef struct Step
+{
+	int64		counts;			/* taken from the journal */
+	uint64		rows;			/* written, or removed */
+	bool		is_last;		/* nothing more to do now */
+	pg_uuid_t	position;		/* of tidying: keys up to this one are done */
+} Step;
+
+/* Take some rows of the journal, whose order does not matter. */
+static void
+add_counts(void *arg)
+{
+	Step	   *step = arg;
+	Oid			take_types[] = {INT8OID, INT4OID};
+	Datum		take_args[] = {Int64GetDatum(STEP_COUNTS), Int32GetDatum(1000)};
+	Oid			type = UUIDARRAYOID;
+	Datum		ids;
+	bool		isnull;
+
+	set_locally("synchronous_commit", "off");
+	if (SPI_execute_with_args("SELECT array_agg(s.id), sum(s.counts)::bigint,"
+							  " sum(s.counts) < $1 AND count(*) < $2"
+							  " FROM (SELECT j.id, j.counts,"
+							  " sum(j.counts) OVER (ORDER BY j.id) - j.counts AS before"
+							  " FROM (SELECT id, counts FROM apikeys.rollup_journal"
+							  " ORDER BY id LIMIT $2) j) s"
+							  " WHERE s.before < $1",
+							  2, take_types, take_args, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read apikeys.rollup_journal");
+	ids = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	step->counts = 0;
+	step->rows = 0;
+	step->is_last = true;
+	if (isnull)
+		return;
+	step->counts = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, 2, &isnull));
+	step->is_last = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, 3, &isnull));
+	if (SPI_execute_with_args("WITH taken AS (DELETE FROM apikeys.rollup_journal j"
+							  " WHERE j.id = ANY ($1) RETURNING j.*)"
+							  " INSERT INTO apikeys.rollups AS r"
+							  " (key_id, step, start, code, requests, cost)"
+							  " SELECT c.key_id, s.step,"
+							  " CASE s.step WHEN 'hour' THEN c.start"
+							  " ELSE date_trunc('day', c.start, 'UTC') END,"
+							  " c.code, sum(c.requests), sum(c.cost)"
+							  " FROM taken t,"
+							  " unnest(t.key_ids, t.starts, t.codes, t.requests, t.costs)"
+							  " AS c (key_id, start, code, requests, cost),"
+							  " (VALUES ('hour'), ('day')) AS s (step)"
+							  " GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4"
+							  " ON CONFLICT ON CONSTRAINT rollups_pkey DO UPDATE"
+							  " SET requests = r.requests + excluded.requests,"
+							  " cost = r.cost + excluded.cost",
+							  1, &type, &ids, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write apikeys.rollups");
+	step->rows = SPI_processed;
+}
+
+/* False if it has failed: it is tried again after a while. */
+static bool
+add_step(AkDatabase *db)
+{
+	Step		step;
+
+	if (!ak_worker_transaction(add_counts, &step))
+	{
+		retry_at = GetCurrentTimestamp() + USUAL_INTERVAL;
+		return false;
+	}
+	db->rollup_rows += step.rows;
+	db->rollup_pending -= Min(db->rollup_pending, step.counts);
+	if (step.is_last)
+	{
+		/* A worker before this one may have left more than was known. */
+		db->rollup_pending = 0;
+		add_at = DT_NOEND;
+		added_at = GetCurrentTimestamp();
+	}
+	return true;
+}
+
+/* ----- tidying: hours past their retention, purged keys ----- */
+
+/*
+ * Look at the next keys, by the index, and remove rows of theirs.  Of a key
+ * that is not there those of two days ago: it may have been verified by the
+ * transaction that creates it.
+ */
+static void
+tidy_keys(void *arg)
+{
+	Step	   *step = arg;
+	Oid			walk_types[] = {UUIDOID, INT4OID};
+	Datum		walk_args[] = {
+		UUIDPGetDatum(&step->position), Int32GetDatum(TIDY_KEYS)
+	};
+	Oid			types[] = {UUIDARRAYOID, TIMESTAMPTZOID, INT4OID};
+	Datum		args[3];
+	ArrayType  *keys;
+	bool		isnull;
+
+	/* Whatever the planner thinks of the table's size. */
+	set_locally("synchronous_commit", "off");
+	set_locally("enable_seqscan", "off");
+	set_locally("enable_bitmapscan", "off");
+	set_locally("enable_hashjoin", "off");
+	set_locally("enable_mergejoin", "off");
+
+	if (SPI_execute_with_args("WITH RECURSIVE walk AS ("
+							  "(SELECT r.key_id FROM apikeys.rollups r"
+							  " WHERE r.key_id > $1 ORDER BY r.key_id LIMIT 1)"
+							  " UNION ALL"
+							  " SELECT (SELECT r.key_id FROM apikeys.rollups r"
+							  " WHERE r.key_id > w.key_id ORDER BY r.key_id LIMIT 1)"
+							  " FROM walk w WHERE w.key_id IS NOT NULL)"
+							  " SELECT array_agg(s.key_id) FROM (SELECT w.key_id FROM walk w"
+							  " WHERE w.key_id IS NOT NULL LIMIT $2) s",
+							  2, walk_types, walk_args, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read apikeys.rollups");
+	step->rows = 0;
+	step->is_last = true;
+	args[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+							&isnull);
+	if (isnull)
+		return;
+	args[1] = TimestampTzGetDatum(ak_rollup_retention == 0 ? DT_NOBEGIN :
+								  GetCurrentTimestamp() -
+								  ak_rollup_retention * USECS_PER_MINUTE);
+	args[2] = Int32GetDatum(TIDY_ROWS);
+	if (SPI_execute_with_args("DELETE FROM apikeys.rollups WHERE ctid = ANY (ARRAY("
+							  "SELECT o.ctid FROM unnest($1) AS k (id), LATERAL ("
+							  "SELECT r.ctid FROM apikeys.rollups r"
+							  " WHERE r.key_id = k.id AND r.step = 'hour' AND r.start < $2"
+							  " UNION ALL"
+							  " SELECT r.ctid FROM apikeys.rollups r"
+							  " WHERE r.key_id = k.id AND r.start < now() - interval '2 days'"
+							  " AND NOT EXISTS (SELECT FROM apikeys.keys e WHERE e.id = k.id)"
+							  ") o LIMIT $3))",
+							  3, types, args, NULL, false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not remove old rollups");
+	step->rows = SPI_processed;
+
+	/* As many as allowed, doubles counted once: these keys may have more. */
+	step->is_last = false;
+	if (step->rows < TIDY_ROWS / 2)
+	{
+		int			n;
+
+		keys = DatumGetArrayTypeP(args[0]);
+		n = ArrayGetNItems(ARR_NDIM(keys), ARR_DIMS(keys));
+		memcpy(&step->position, ARR_DATA_PTR(keys) + (n - 1) * UUID_LEN,
+			   UUID_LEN);
+		step->is_last = n < TIDY_KEYS;
+	}
+}
+
+static void
+tidy_step(AkDatabase *db)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	Step		step = {.position = db->rollup_tidied};
+	bool		ok = ak_worker_transaction(tidy_keys, &step);
+	TimestampTz end = GetCurrentTimestamp();
+
+	db->rollup_tidy_time += end - begin;
+	if (ok)
+		db->rollup_tidied = step.position;
+	db->rollup_tidying = ok && !step.is_last;
+	if (db->rollup_tidying)
+		return;
+	if (ok)
+		memset(&db->rollup_tidied, 0, sizeof(pg_uuid_t));
+	db->rollup_tidied_at = end;
+	db->rollup_tidy_pause = 100 * db->rollup_tidy_time;
+	db->rollup_tidy_time = 0;
+}
+
+/*
+ * As often as other maintenance, but it shall not take more than a hundredth
+ * of the worker's time.
+ */
+static TimestampTz
+tidy_due(AkDatabase *db)
+{
+	return db->rollup_tidying ? 0 :
+		db->rollup_tidied_at + Max(db->rollup_tidy_pause,
+								   ak_sweep_interval * USECS_PER_SEC);
+}
+
+/* ----- what the worker calls ----- */
+
+/* When ak_rollup_step() shall be called. */
+TimestampTz
+ak_rollup_due(AkDatabase *db)
+{
+	return Min(Max(add_at, retry_at), tidy_due(db));
+}
+
+/* Do the next step: one short transaction. */
+void
+ak_rollup_step(AkDatabase *db)
+{
+	if (Max(add_at, retry_at) <= GetCurrentTimestamp())
+		(void) add_step(db);
+	else
+		tidy_step(db);
+}
+
+/* The worker leaves: what is noted shall be seen. */
+void
+ak_rollup_close(AkDatabase *db)
+{
+	for (int i = 0; i < CLOSING_STEPS && add_at != DT_NOEND; i++)
+		if (!add_step(db))
+			break;
+}
+
+/* A worker came only to tidy up. */
+void
+ak_rollup_visit(AkDatabase *db)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	TimestampTz now = begin;
+
+	while (now - begin < VISIT_TIME && now >= ak_rollup_due(db))
+	{
+		ak_rollup_step(db);
+		now = GetCurrentTimestamp();
+	}
+}
