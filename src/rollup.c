@@ -20,6 +20,8 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -28,7 +30,7 @@
 
 /* Counts in one row of the journal, and added in one step. */
 #define JOURNAL_ROW 2000
-#define STEP_COUNTS 20000
+#define STEP_COUNTS 10000
 
 /* Few counts are added after a second, many at once, others after 30 s. */
 #define FEW_COUNTS 1000
@@ -408,16 +410,21 @@ ak_rollup_close(AkDatabase *db)
 			break;
 }
 
-/* A worker came only to tidy up. */
+/*
+ * A worker came only to tidy up.  It leaves early if it is called: somebody
+ * waits for one that opens the meter.
+ */
 void
 ak_rollup_visit(AkDatabase *db)
 {
 	TimestampTz begin = GetCurrentTimestamp();
 	TimestampTz now = begin;
 
-	while (now - begin < VISIT_TIME && now >= ak_rollup_due(db))
+	while (now >= ak_rollup_due(db) && now - begin < VISIT_TIME)
 	{
 		ak_rollup_step(db);
+		if (MyLatch->is_set)
+			break;
 		now = GetCurrentTimestamp();
 	}
 }
