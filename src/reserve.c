@@ -455,7 +455,7 @@ apikey_settle(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 
-	if (actual_cost < claimed.max_cost && ak_history)
+	if (actual_cost < claimed.max_cost)
 	{
 		end_record(&claimed, AK_SETTLED, actual_cost, &record.record);
 		ak_history_remember(ak_catalog()->db, &record.record);
@@ -519,8 +519,6 @@ release_due(void *arg)
 			unclaim(db, &claimed);
 			return;
 		}
-		if (!ak_history)
-			continue;
 		end_record(&claimed, AK_RELEASED, 0, &record.record);
 		(void) ak_history_append(db, &record.record, true);
 	}

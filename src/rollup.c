@@ -110,16 +110,19 @@ typedef struct Tally
 {
 	const pg_uuid_t *key_id;	/* NULL: nothing yet */
 	AkSpan		hour;
-	int64		requests[AK_OUTCOMES];
-	int64		cost;			/* of what was allowed */
+	int64		requests[AK_VALID + 1];
+	int64		cost;			/* of what was allowed, less what was given
+								 * back of reservations */
 } Tally;
 
 static void
 put_tally(Counts *counts, const Tally *tally, Datum *codes)
 {
-	for (int o = 0; o < AK_OUTCOMES; o++)
+	for (int o = 0; o <= AK_VALID; o++)
 	{
-		if (tally->requests[o] == 0)
+		int64		cost = o == AK_VALID ? tally->cost : 0;
+
+		if (tally->requests[o] == 0 && cost == 0)
 			continue;
 		if (counts->n == JOURNAL_ROW)
 			write_journal_row(counts);
@@ -127,7 +130,7 @@ put_tally(Counts *counts, const Tally *tally, Datum *codes)
 		counts->starts[counts->n] = TimestampTzGetDatum(tally->hour.start);
 		counts->codes[counts->n] = codes[o];
 		counts->requests[counts->n] = Int64GetDatum(tally->requests[o]);
-		counts->costs[counts->n] = Int64GetDatum(o == AK_VALID ? tally->cost : 0);
+		counts->costs[counts->n] = Int64GetDatum(cost);
 		counts->n++;
 	}
 }
@@ -143,10 +146,10 @@ ak_rollup_journal(const AkRecord **records, int n)
 {
 	Counts	   *counts = palloc(sizeof(Counts));
 	Tally		tally = {0};
-	Datum		codes[AK_OUTCOMES];
+	Datum		codes[AK_VALID + 1];
 
 	counts->n = counts->total = 0;
-	for (int o = 0; o < AK_OUTCOMES; o++)
+	for (int o = 0; o <= AK_VALID; o++)
 		codes[o] = CStringGetTextDatum(ak_outcome_name(o));
 	for (int i = 0; i < n; i++)
 	{
@@ -162,8 +165,9 @@ ak_rollup_journal(const AkRecord **records, int n)
 			tally.key_id = &record->key_id;
 			ak_period_at(AK_HOUR, AK_CALENDAR, record->timestamp, &tally.hour);
 		}
-		tally.requests[record->outcome]++;
-		if (record->outcome == AK_VALID)
+		if (record->outcome <= AK_VALID)
+			tally.requests[record->outcome]++;
+		if (record->outcome >= AK_VALID)
 			tally.cost += record->cost;
 	}
 	put_tally(counts, &tally, codes);

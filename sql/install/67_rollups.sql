@@ -173,7 +173,7 @@ BEGIN
                        (sum(o.requests) FILTER (WHERE o.code = 'VALID'))::bigint AS allowed,
                        (sum(o.requests) FILTER (WHERE o.code <> 'VALID'))::bigint AS denied,
                        sum(o.cost)::bigint AS cost,
-                       jsonb_object_agg(o.code, o.requests) AS outcomes
+                       jsonb_object_agg(o.code, o.requests) FILTER (WHERE o.requests > 0) AS outcomes
                   FROM (SELECT CASE unit WHEN source THEN r.start
                                     ELSE apikeys.period_start(unit, '-infinity', r.start) END AS bucket,
                                r.code, sum(r.requests) AS requests, sum(r.cost) AS cost

@@ -53,6 +53,9 @@ SELECT pg_temp.shown(:'id');
 RESET ROLE;
 CALL test.until(format('(SELECT sum(cost) = 35 FROM apikeys.requests WHERE status = ''allowed'' AND key_id = %L)', :'id'));
 SELECT code, status, cost, endpoint, method, ip_address FROM apikeys.requests WHERE key_id = :'id' ORDER BY "timestamp";
+-- So does the time series, in which a settlement is no request.
+CALL test.until(format('(SELECT sum(cost) = 35 FROM apikeys.rollups WHERE step = ''day'' AND key_id = %L)', :'id'));
+SELECT allowed, denied, cost FROM apikey_usage_series(:'id', 'year') ORDER BY bucket_start DESC LIMIT 1;
 -- What was deleted meanwhile is settled all the same.
 SET ROLE regress_app;
 SELECT reservation_id AS orphan FROM apikey_reserve(:'api_key', 5) \gset
