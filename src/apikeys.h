@@ -314,6 +314,8 @@ typedef struct AkCatalog
 	Oid			rate_marks,
 				rate_marks_pkey;
 	Oid			requests;
+	Oid			request_ids,
+				request_ids_pkey;
 	AttrNumber	keys_attnum[AK_KEY_COLUMNS];
 	AkDatabase *db;				/* this database's slot */
 	uint32		generation;		/* of the slot when it was acquired */
@@ -476,6 +478,9 @@ typedef struct MeterKey
 
 #define AK_RATE 255
 
+/* That a request was charged, by the hash of its id (period_start). */
+#define AK_REQUEST 254
+
 /*
  * One count: a subject in a period.  Guarded by the subject's partition.
  *
@@ -489,6 +494,8 @@ typedef struct MeterKey
  * Of a rate, "charged" is the theoretical arrival time of the next request, in
  * ns; "kept" is the same without what may yet be given back.  The rest is
  * unused: see rate.c.
+ *
+ * Of a request's id, "charged" is when it was charged, or 0: see request_id.c.
  *
  * A change that is not a charge (a refill, an adjustment, the settlement of a
  * reservation) is counted in "changes", and acknowledged once it is durable:
@@ -568,6 +575,9 @@ typedef struct AkCharge
 	bool		refundable;		/* given back if the transaction aborts */
 	bool		reserved;		/* given back in part, or all of it, later */
 	bool		changed;		/* set by ak_meter_change() */
+	bool		has_request;	/* the next two are set */
+	MeterKey	request;		/* charged once, however often it comes */
+	bool		repeated;		/* it was charged before: nothing was now */
 	int			nskipped;		/* rates that do not apply by themselves */
 	const char *skipped[AK_LIMITS_MAX];
 	int			nlimits;		/* the first is the quota */
@@ -608,6 +618,13 @@ extern void ak_meter_barrier(void);
 extern uint32 ak_meter_take_dirty(AkDatabase *db);
 extern bool ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry);
 extern int64 ak_rate_mark(const MeterKey *key);
+
+/* ----- request_id.c ----- */
+
+extern void ak_request_key(MeterKey *key, const AkCatalog *catalog,
+						   const pg_uuid_t *key_id, const char *request_id);
+extern TimestampTz ak_request_row(const MeterKey *key);
+extern bool ak_request_is_known(const MeterEntry *entry, TimestampTz now);
 extern TimestampTz ak_crash_horizon(const AkCatalog *catalog,
 									const pg_uuid_t *subject_id);
 
@@ -625,6 +642,7 @@ typedef struct AkNamedCosts
 {
 	int			n;
 	AkNamedCost costs[AK_LIMITS_MAX];
+	char		request_id[AK_ID_LEN];	/* empty: none */
 } AkNamedCosts;
 
 extern const AkLimit *ak_charge_credits(const AkCharge *charge);
@@ -818,6 +836,7 @@ extern int	ak_expired_key_grace;	/* s */
 extern int	ak_sweep_interval;	/* s */
 extern int	ak_worker_idle_timeout; /* s */
 extern int	ak_last_used_interval;	/* s */
+extern int	ak_request_id_window;	/* s */
 
 extern bool ak_redact_log;
 

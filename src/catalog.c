@@ -84,7 +84,8 @@ relcache_callback(Datum arg, Oid relid)
 			 relid == catalog.limits_user_id_key ||
 			 relid == catalog.limits_key_id_key ||
 			 relid == catalog.rate_marks || relid == catalog.rate_marks_pkey ||
-			 relid == catalog.requests)
+			 relid == catalog.requests || relid == catalog.request_ids ||
+			 relid == catalog.request_ids_pkey)
 		resolved = false;
 }
 
@@ -171,6 +172,8 @@ resolve(Oid extension)
 	catalog.rate_marks = relation_oid("rate_marks", schema);
 	catalog.rate_marks_pkey = relation_oid("rate_marks_pkey", schema);
 	catalog.requests = relation_oid("requests", schema);
+	catalog.request_ids = relation_oid("request_ids", schema);
+	catalog.request_ids_pkey = relation_oid("request_ids_pkey", schema);
 	for (int i = 0; i < AK_KEY_COLUMNS; i++)
 	{
 		catalog.keys_attnum[i] = get_attnum(catalog.keys, key_columns[i]);

@@ -154,6 +154,14 @@ plan_row(MeterEntry *entry, const Tracked *tracked, AkPass pass, Row *row)
 	bool		is_busy = tracked->seen >= 0 && entry->charged != tracked->seen;
 	int64		ceiling;
 
+	if (entry->key.period == AK_REQUEST)
+	{
+		row->entry = entry - ak_shared->entries;
+		row->key = entry->key;
+		row->charged = entry->charged;
+		row->changes = entry->changes;
+		return entry->charged != entry->written && pass != AK_PASS_URGENT;
+	}
 	if (pass == AK_PASS_CLOSING)
 		ceiling = entry->charged;
 	else if (entry->raise_asked)
@@ -228,11 +236,45 @@ refilled_at(const Row *row)
 	return row->refilled == 0 ? DT_NOBEGIN : row->refilled * USECS_PER_SEC;
 }
 
+/* What requests with an id were charged; 0 is given back. */
+static void
+write_request_ids(const Batch *batch)
+{
+	Datum	   *columns[3];
+	Datum		args[3];
+	Oid			types[] = {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID};
+	int			n = 0;
+
+	for (int c = 0; c < 3; c++)
+		columns[c] = palloc(batch->n * sizeof(Datum));
+	for (int i = 0; i < batch->n; i++)
+	{
+		Row		   *row = &batch->rows[i];
+
+		if (row->key.period != AK_REQUEST)
+			continue;
+		columns[0][n] = UUIDPGetDatum(&row->key.subject_id);
+		columns[1][n] = Int64GetDatum(row->key.period_start);
+		columns[2][n++] = TimestampTzGetDatum(row->charged == 0 ? DT_NOBEGIN : row->charged);
+	}
+	if (n == 0)
+		return;
+	args[0] = PointerGetDatum(array_of(columns[0], n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	args[1] = PointerGetDatum(array_of(columns[1], n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	args[2] = PointerGetDatum(array_of(columns[2], n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	if (SPI_execute_with_args("INSERT INTO apikeys.request_ids AS r"
+							  " SELECT * FROM unnest($1, $2, $3)"
+							  " ON CONFLICT (key_id, id_hash) DO UPDATE"
+							  " SET charged_at = excluded.charged_at",
+							  3, types, args, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write apikeys.request_ids");
+}
+
 static void
 write_rows(void *arg)
 {
 	Batch	   *batch = arg;
-	int			n = batch->n;
+	int			n = 0;
 	bool		has_credits = false;
 	Datum	   *columns[COLUMNS];
 	Datum		args[COLUMNS + 1];
@@ -242,21 +284,27 @@ write_rows(void *arg)
 	};
 
 	for (int c = 0; c < COLUMNS; c++)
-		columns[c] = palloc(n * sizeof(Datum));
-	for (int i = 0; i < n; i++)
+		columns[c] = palloc(batch->n * sizeof(Datum));
+	for (int i = 0; i < batch->n; i++)
 	{
 		Row		   *row = &batch->rows[i];
 
-		columns[0][i] = UUIDPGetDatum(&row->key.subject_id);
-		columns[1][i] = BoolGetDatum(row->key.is_user);
-		columns[2][i] = CStringGetTextDatum(ak_period_name(row->key.period));
-		columns[3][i] = TimestampTzGetDatum(row->key.period_start);
-		columns[4][i] = Int64GetDatum(row->charged - row->lost);
-		columns[5][i] = Int64GetDatum(row->charged);
-		columns[6][i] = Int64GetDatum(row->ceiling);
-		columns[7][i] = TimestampTzGetDatum(refilled_at(row));
+		if (row->key.period == AK_REQUEST)
+			continue;
+		columns[0][n] = UUIDPGetDatum(&row->key.subject_id);
+		columns[1][n] = BoolGetDatum(row->key.is_user);
+		columns[2][n] = CStringGetTextDatum(ak_period_name(row->key.period));
+		columns[3][n] = TimestampTzGetDatum(row->key.period_start);
+		columns[4][n] = Int64GetDatum(row->charged - row->lost);
+		columns[5][n] = Int64GetDatum(row->charged);
+		columns[6][n] = Int64GetDatum(row->ceiling);
+		columns[7][n] = TimestampTzGetDatum(refilled_at(row));
 		has_credits |= row->key.period == AK_CREDITS;
+		n++;
 	}
+	write_request_ids(batch);
+	if (n == 0)
+		return;
 	args[0] = PointerGetDatum(array_of(columns[0], n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
 	args[1] = PointerGetDatum(array_of(columns[1], n, BOOLOID, 1, true, TYPALIGN_CHAR));
 	args[2] = PointerGetDatum(array_of(columns[2], n, TEXTOID, -1, false, TYPALIGN_INT));
@@ -299,7 +347,7 @@ publish(const Batch *batch)
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		entry->written = row->charged;
 		entry->changes_written = row->changes;
-		if (entry->changes == row->changes)
+		if (entry->changes == row->changes && row->key.period != AK_REQUEST)
 		{
 			entry->ceiling = row->ceiling;
 			entry->raise_asked = false;

@@ -30,6 +30,7 @@ int			ak_expired_key_grace;
 int			ak_sweep_interval;
 int			ak_worker_idle_timeout;
 int			ak_last_used_interval;
+int			ak_request_id_window;
 bool		ak_redact_log;
 
 static const struct config_enum_entry overflow_options[] = {
@@ -136,6 +137,11 @@ ak_define_settings(void)
 							"How exact apikeys.keys.last_used_at is.",
 							NULL,
 							&ak_last_used_interval, 60, 0, SECS_PER_DAY,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("apikeys.request_id_window",
+							"How long a request_id is remembered, so that it is charged once.",
+							NULL,
+							&ak_request_id_window, SECS_PER_DAY, 1, 30 * SECS_PER_DAY,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomBoolVariable("apikeys.redact_log",
 							 "Masks whatever has the form of a secret in the server log.",

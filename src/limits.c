@@ -38,6 +38,9 @@ PG_FUNCTION_INFO_V1(apikeys_is_rate);
 /* And the credits. */
 #define CREDITS_NAME "credits"
 
+/* What "charges" may hold beside costs; no limit has this name. */
+#define REQUEST_ID_NAME "request_id"
+
 /* Columns of apikeys.limits, in the order of the install script. */
 enum
 {
@@ -149,7 +152,7 @@ bad_charges(const char *detail)
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("invalid charges"),
 			 errdetail("%s", detail),
-			 errhint("Give a cost by the name of a limit, such as {\"tokens\": 500}.")));
+			 errhint("Give a cost by the name of a limit, such as {\"tokens\": 500}; \"request_id\" is a text.")));
 }
 
 /* A JSON number as a cost. */
@@ -174,8 +177,19 @@ cost_of(const JsonbValue *value)
 	return DatumGetInt64(back);
 }
 
+static void
+read_request_id(const JsonbValue *value, AkNamedCosts *costs)
+{
+	if (value->type != jbvString || value->val.string.len < 1 ||
+		value->val.string.len >= AK_ID_LEN)
+		bad_charges("A request_id is a text of 1 to 255 bytes.");
+	memcpy(costs->request_id, value->val.string.val, value->val.string.len);
+	costs->request_id[value->val.string.len] = '\0';
+}
+
 /*
- * Read the argument "charges": an object of costs by the names of limits.
+ * Read the argument "charges": an object of costs by the names of limits, and
+ * the request's id.
  * Errors: 22023.
  */
 void
@@ -187,6 +201,7 @@ ak_charges_read(Datum charges, AkNamedCosts *costs)
 	JsonbValue	value;
 
 	costs->n = 0;
+	costs->request_id[0] = '\0';
 	if (!JB_ROOT_IS_OBJECT(json))
 		bad_charges("The argument is no JSON object.");
 	it = JsonbIteratorInit(&json->root);
@@ -196,6 +211,13 @@ ak_charges_read(Datum charges, AkNamedCosts *costs)
 
 		if (token != WJB_KEY)
 			continue;
+		if (value.val.string.len == strlen(REQUEST_ID_NAME) &&
+			memcmp(value.val.string.val, REQUEST_ID_NAME, value.val.string.len) == 0)
+		{
+			(void) JsonbIteratorNext(&it, &value, true);
+			read_request_id(&value, costs);
+			continue;
+		}
 		if (costs->n == AK_LIMITS_MAX)
 			bad_charges("There are too many names.");
 		if (value.val.string.len < 1 ||
@@ -372,6 +394,11 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 	charge->nskipped = 0;
 	charge->refundable = false;
 	charge->reserved = false;
+	charge->repeated = false;
+	charge->has_request = key != NULL && costs != NULL &&
+		costs->request_id[0] != '\0';
+	if (charge->has_request)
+		ak_request_key(&charge->request, catalog, &key->id, costs->request_id);
 	add_credits(charge, key, subject, cost, costs);
 
 	if (key != NULL && DatumGetBool(key->values[AK_KEY_HAS_LIMITS]))

@@ -25,6 +25,9 @@
 /* Expired keys marked in one transaction. */
 #define SWEEP_BATCH 1000
 
+/* Old request ids removed in one transaction. */
+#define REQUEST_ID_BATCH 10000
+
 static void
 run(const char *query)
 {
@@ -85,6 +88,41 @@ tidy_usage(void)
 		return true;
 	next = GetCurrentTimestamp() + USECS_PER_HOUR;
 	return ak_worker_transaction(remove_orphans, NULL);
+}
+
+/* ----- requests that were charged once ----- */
+
+static void
+remove_request_ids(void *arg)
+{
+	uint64	   *removed = arg;
+	Oid			types[] = {FLOAT8OID, INT4OID};
+	Datum		args[] = {
+		Float8GetDatum(ak_request_id_window), Int32GetDatum(REQUEST_ID_BATCH)
+	};
+
+	/* Some room, since the clock may have moved. */
+	if (SPI_execute_with_args("DELETE FROM apikeys.request_ids"
+							  " WHERE (key_id, id_hash) IN (SELECT key_id, id_hash"
+							  " FROM apikeys.request_ids"
+							  " WHERE charged_at < now() - make_interval(secs => $1) - interval '1 hour'"
+							  " ORDER BY charged_at LIMIT $2)",
+							  2, types, args, NULL, false, 0) < 0)
+		elog(ERROR, "could not remove old request ids");
+	*removed = SPI_processed;
+}
+
+static bool
+tidy_request_ids(void)
+{
+	uint64		removed;
+
+	do
+	{
+		if (!ak_worker_transaction(remove_request_ids, &removed))
+			return false;
+	} while (removed == REQUEST_ID_BATCH);
+	return true;
 }
 
 /* ----- partitions ----- */
@@ -242,5 +280,5 @@ ak_maintain(void)
 	int			julian = today();
 
 	(void) (make_partitions(julian) && drop_partitions(julian) &&
-			sweep_expired_keys() && tidy_usage());
+			sweep_expired_keys() && tidy_usage() && tidy_request_ids());
 }

@@ -27,6 +27,7 @@
 typedef enum ChargeResult
 {
 	CHARGED,
+	REPEATED,					/* the request was charged before */
 	EXCEEDED,					/* the limit refuses */
 	MISSING,					/* the entry is not in memory */
 	BEYOND_CEILING,				/* wait for a higher one */
@@ -139,22 +140,28 @@ typedef struct Partitions
 } Partitions;
 
 static void
+add_partition(Partitions *partitions, const MeterKey *key)
+{
+	LWLock	   *lock = ak_partition_lock(key);
+
+	if (partitions->n == 0)
+		partitions->locks[partitions->n++] = lock;
+	else if (partitions->n == 1 && lock != partitions->locks[0])
+	{
+		partitions->locks[1] = Max(lock, partitions->locks[0]);
+		partitions->locks[0] = Min(lock, partitions->locks[0]);
+		partitions->n = 2;
+	}
+}
+
+static void
 find_partitions(const AkCharge *charge, Partitions *partitions)
 {
 	partitions->n = 0;
 	for (int i = 0; i < charge->nlimits; i++)
-	{
-		LWLock	   *lock = ak_partition_lock(&charge->limits[i].key);
-
-		if (partitions->n == 0)
-			partitions->locks[partitions->n++] = lock;
-		else if (partitions->n == 1 && lock != partitions->locks[0])
-		{
-			partitions->locks[1] = Max(lock, partitions->locks[0]);
-			partitions->locks[0] = Min(lock, partitions->locks[0]);
-			partitions->n = 2;
-		}
-	}
+		add_partition(partitions, &charge->limits[i].key);
+	if (charge->has_request)
+		add_partition(partitions, &charge->request);
 }
 
 static void
@@ -325,6 +332,9 @@ settle(AkDatabase *db, const AkLimit *limit, MeterEntry *entry, int64 used,
 	mark_dirty(db, entry);
 }
 
+/* That the request itself has no entry yet. */
+#define MISSING_REQUEST (-1)
+
 /*
  * The decision over all limits, and the charge: straight-line code.  The caller
  * holds their partitions.  *missing is set to a limit that has no entry.
@@ -334,6 +344,7 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 			  bool may_drop, int *missing, bool *nudge)
 {
 	MeterEntry *entries[AK_LIMITS_MAX];
+	MeterEntry *request = NULL;
 	ChargeResult result = CHARGED;
 
 	if (!db->open || db->generation != charge->limits[0].key.generation)
@@ -346,6 +357,16 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 			*missing = i;
 			return MISSING;
 		}
+	}
+	if (charge->has_request)
+	{
+		request = ak_entry_find(&charge->request);
+		if (request == NULL)
+		{
+			*missing = MISSING_REQUEST;
+			return MISSING;
+		}
+		request->recent = true;
 	}
 
 	for (int i = 0; i < charge->nlimits; i++)
@@ -364,7 +385,9 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 		if (limit->refuses)
 			result = EXCEEDED;
 	}
-	for (int i = 0; i < charge->nlimits && result != EXCEEDED; i++)
+	if (request != NULL && ak_request_is_known(request, charge->now))
+		result = REPEATED;
+	for (int i = 0; i < charge->nlimits && result == CHARGED; i++)
 		if (is_beyond_ceiling(&charge->limits[i], entries[i]))
 		{
 			ask_for_ceiling(db, &charge->limits[i], entries[i]);
@@ -381,10 +404,19 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 				break;
 		}
 
+	if (result == CHARGED && request != NULL)
+	{
+		request->charged = charge->now;
+		if (charge->refundable)
+			request->refundable++;
+		mark_dirty(db, request);
+	}
 	for (int i = 0; i < charge->nlimits; i++)
 	{
 		AkLimit    *limit = &charge->limits[i];
 
+		if (result == REPEATED)
+			limit->refuses = false;
 		if (result == CHARGED)
 			take(db, charge, limit, entries[i], nudge);
 		limit->count.charged = entries[i]->charged;
@@ -416,17 +448,26 @@ read_entry(const AkLimit *limit, MeterEntry *entry)
 	entry->in_use = true;
 }
 
+/* What the entry of a request's id begins with. */
+static void
+read_request(const MeterKey *key, MeterEntry *entry)
+{
+	memset(entry, 0, sizeof(MeterEntry));
+	entry->charged = entry->written = ak_request_row(key);
+	entry->key = *key;
+	entry->in_use = true;
+}
+
 /*
- * Bring a limit's count into memory: a quota's from apikeys.usage; a rate that
- * is not in memory is full.  False if there is no entry to be had.  The row is
- * read without a lock; it is the last word if no entry of the partition went
- * away meanwhile (the worker writes only what has an entry) and the meter was
- * not closed.
+ * Bring a limit's count into memory, a quota's from apikeys.usage (a rate that
+ * is not in memory is full), or without a limit a request's id.  False if there
+ * is no entry to be had.  The row is read without a lock; it is the last word if
+ * no entry of the partition went away meanwhile (the worker writes only what has
+ * an entry) and the meter was not closed.
  */
 static bool
-load_entry(const AkLimit *limit)
+load_entry(const MeterKey *key, const AkLimit *limit)
 {
-	const MeterKey *key = &limit->key;
 	AkDatabase *db = database_of(key);
 	LWLock	   *lock = ak_partition_lock(key);
 	MeterEntry	loaded;
@@ -439,7 +480,10 @@ load_entry(const AkLimit *limit)
 	opened_before = db->opened;
 	LWLockRelease(lock);
 
-	read_entry(limit, &loaded);
+	if (limit != NULL)
+		read_entry(limit, &loaded);
+	else
+		read_request(key, &loaded);
 	i = ak_entry_allocate();
 	if (i == AK_NONE)
 		return false;
@@ -452,7 +496,7 @@ load_entry(const AkLimit *limit)
 		ak_entry_insert(i, &loaded);
 
 		/* What a crash has cost goes into the ledger. */
-		if (ak_limit_is_credits(limit) && loaded.written != AK_UNWRITTEN &&
+		if (key->period == AK_CREDITS && loaded.written != AK_UNWRITTEN &&
 			loaded.written != loaded.charged)
 			mark_dirty(db, ak_entry_find(key));
 		i = AK_NONE;
@@ -463,9 +507,18 @@ load_entry(const AkLimit *limit)
 	return true;
 }
 
+static bool
+load_missing(const AkCharge *charge, int missing)
+{
+	if (missing == MISSING_REQUEST)
+		return load_entry(&charge->request, NULL);
+	return load_entry(&charge->limits[missing].key, &charge->limits[missing]);
+}
+
 /*
  * Charge a request to all its limits and remember it, or find that one refuses
- * it: then nothing has changed.  The caller holds no lock.
+ * it: then nothing has changed.  Nor has it if the request was charged before:
+ * then charge->repeated is set.  The caller holds no lock.
  *
  * Sets each limit's count to what it is after the decision, and says which
  * refuse.  Waits for the worker where a ceiling, the history or the meter itself
@@ -493,9 +546,9 @@ ak_meter_charge(AkCharge *charge, AkRecord *record)
 		result = charge_locked(db, charge, record, may_drop, &missing, &nudge);
 		unlock_partitions(&partitions);
 
-		if (result == CHARGED || result == EXCEEDED)
+		if (result == CHARGED || result == EXCEEDED || result == REPEATED)
 			break;
-		if (result == MISSING && load_entry(&charge->limits[missing]))
+		if (result == MISSING && load_missing(charge, missing))
 			continue;
 		if (result == HISTORY_FULL)
 		{
@@ -512,6 +565,7 @@ ak_meter_charge(AkCharge *charge, AkRecord *record)
 	ak_wait_end(&for_room);
 	ak_wait_end(&for_worker);
 
+	charge->repeated = result == REPEATED;
 	if (result == EXCEEDED)
 		return refusal_of(charge);
 	if (nudge)
@@ -544,6 +598,20 @@ ak_meter_settle(const AkCharge *charge, bool give_back)
 			continue;
 		entry->refundable--;
 		settle(db, limit, entry, give_back ? 0 : limit->cost, charge->now);
+	}
+	if (charge->has_request)
+	{
+		MeterEntry *request = ak_entry_find(&charge->request);
+
+		if (request != NULL)
+		{
+			request->refundable--;
+			if (give_back)
+			{
+				request->charged = 0;
+				mark_dirty(db, request);
+			}
+		}
 	}
 	unlock_partitions(&partitions);
 	if (give_back)
@@ -676,7 +744,7 @@ ak_meter_change(AkCharge *charge, AkChange change)
 
 		if (result == CHARGED || result == EXCEEDED)
 			break;
-		if (result == MISSING && load_entry(&charge->limits[missing]))
+		if (result == MISSING && load_missing(charge, missing))
 			continue;
 		if (!ak_wait_once(&for_worker))
 			ak_wait_failed(&for_worker);
@@ -711,7 +779,7 @@ ak_meter_try_settle(AkCharge *charge)
 		lock_partitions(&partitions);
 		result = change_locked(db, charge, AK_SETTLE, versions, &missing);
 		unlock_partitions(&partitions);
-	} while (result == MISSING && load_entry(&charge->limits[missing]));
+	} while (result == MISSING && load_missing(charge, missing));
 	return result == CHARGED;
 }
 

@@ -173,7 +173,7 @@ apikeys_meter(PG_FUNCTION_ARGS)
 
 		CHECK_FOR_INTERRUPTS();
 		if (!entry->in_use || key.generation != generation ||
-			key.period == AK_RATE)
+			key.period == AK_RATE || key.period == AK_REQUEST)
 			continue;
 		lock = ak_partition_lock(&key);
 		LWLockAcquire(lock, LW_SHARED);

@@ -190,7 +190,7 @@ meter(const Request *request, Decision *d)
 	if (request->refund)
 		ak_refund_prepare(&d->charge);
 	outcome = ak_meter_charge(&d->charge, request->record);
-	if (request->refund && outcome == AK_VALID)
+	if (request->refund && outcome == AK_VALID && !d->charge.repeated)
 		ak_refund_keep(&d->charge);
 	return outcome;
 }
@@ -236,9 +236,12 @@ remember(const Request *request, const Decision *d)
 	bool		is_free = d->is_metered ? ak_charge_is_free(&d->charge) :
 		request->cost == 0;
 
-	if (d->outcome == AK_VALID && d->is_metered && !is_free)
+	if (d->outcome == AK_VALID && d->is_metered && !is_free &&
+		!d->charge.repeated)
 		return;					/* with the charge */
 	request->record->outcome = d->outcome;
+	if (d->is_metered && d->charge.repeated)
+		request->record->cost = 0;
 	if (!d->key_is_known || is_free ||
 		(request->record->touch_only && RecoveryInProgress()))
 		ak_history_count(db, d->outcome);
@@ -393,6 +396,11 @@ ak_answer(const Request *request, const Decision *d,
 		{
 			values[OUT_CREDITS] = Int64GetDatum(ak_limit_remaining(charge, credits));
 			nulls[OUT_CREDITS] = false;
+		}
+		if (charge->has_request)
+		{
+			values[OUT_REPEATED] = BoolGetDatum(charge->repeated);
+			nulls[OUT_REPEATED] = false;
 		}
 		if (request->costs != NULL)
 		{

@@ -407,6 +407,23 @@ CREATE TABLE apikeys.rate_marks (
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.rate_marks', '');
 
+-- Requests that were charged and must not be again. No foreign keys, as above.
+CREATE TABLE apikeys.request_ids (
+    key_id uuid NOT NULL,
+    id_hash bigint NOT NULL,
+    charged_at timestamptz NOT NULL,
+    CONSTRAINT request_ids_pkey PRIMARY KEY (key_id, id_hash)
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.request_ids', '');
+
+CREATE INDEX request_ids_charged_at_idx ON apikeys.request_ids (charged_at);
+
+COMMENT ON TABLE apikeys.request_ids IS 'Requests with a request_id that were charged, for apikeys.request_id_window';
+COMMENT ON COLUMN apikeys.request_ids.key_id IS 'The key';
+COMMENT ON COLUMN apikeys.request_ids.id_hash IS 'Hash of the request_id';
+COMMENT ON COLUMN apikeys.request_ids.charged_at IS 'When the request was charged; -infinity: it was given back';
+COMMENT ON INDEX apikeys.request_ids_charged_at_idx IS 'Removal of what is old';
+
 -- So are reservations.
 CREATE TABLE apikeys.reservation_marks (
     reservation_id uuid NOT NULL,

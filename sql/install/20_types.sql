@@ -53,7 +53,7 @@ CREATE TYPE apikeys.verification AS (
     user_id text, plan_id text, plan_name text, permissions text[],
     metadata jsonb, current_usage bigint, "limit" bigint, remaining bigint,
     reset_time timestamptz, period text, retry_after interval,
-    expires_at timestamptz, limits jsonb, credits bigint
+    expires_at timestamptz, limits jsonb, credits bigint, repeated boolean
 );
 COMMENT ON TYPE apikeys.verification IS 'The decision about one presented secret';
 COMMENT ON COLUMN apikeys.verification.valid IS 'Whether the request may go on';
@@ -64,6 +64,7 @@ COMMENT ON COLUMN apikeys.verification.remaining IS 'What may still be consumed 
 COMMENT ON COLUMN apikeys.verification.reset_time IS 'When the next period begins';
 COMMENT ON COLUMN apikeys.verification.retry_after IS 'How long to wait before the same request can succeed; NULL if waiting does not help';
 COMMENT ON COLUMN apikeys.verification.limits IS 'Every limit that was applied: name, kind, limit, remaining, reset_time, refused; only where charges was given';
+COMMENT ON COLUMN apikeys.verification.repeated IS 'Whether the request_id was charged before, so that nothing was charged now; NULL without one';
 COMMENT ON COLUMN apikeys.verification.credits IS 'Credits that are left, of the key or else of its user; NULL is unlimited';
 
 CREATE TYPE apikeys.reservation AS (
@@ -71,7 +72,7 @@ CREATE TYPE apikeys.reservation AS (
     user_id text, plan_id text, plan_name text, permissions text[],
     metadata jsonb, current_usage bigint, "limit" bigint, remaining bigint,
     reset_time timestamptz, period text, retry_after interval,
-    expires_at timestamptz, limits jsonb, credits bigint,
+    expires_at timestamptz, limits jsonb, credits bigint, repeated boolean,
     reservation_id uuid, deadline timestamptz
 );
 COMMENT ON TYPE apikeys.reservation IS 'A verification, and what is to be settled if it is valid';

@@ -54,7 +54,9 @@ nothing. permissions is what the key must hold, itself or by its roles: names
 with AND, OR, NOT (or & | !) and parentheses, at most 4,096 bytes and 64
 parentheses deep. charges gives costs by the names of limits, such as
 {"tokens": 500}, where they differ from cost, applies limits that do not apply
-by themselves, and has the answer show every limit; {} only shows. on_abort =>
+by themselves, and has the answer show every limit; {} only shows. Its member
+"request_id", a text, has the request charged once, however often it is retried
+within apikeys.request_id_window. on_abort =>
 ''refund'' gives back what is consumed if the transaction or savepoint aborts.
 Works in READ ONLY transactions. Errors: 22004 and 22023 for arguments, such as a
 syntax error in permissions, whatever the key; 25006 for a limit on a standby,

@@ -58,6 +58,11 @@ SELECT r.id, r.key_id, k.name, k.user_id, r.max_cost, r.created_at, r.deadline
   LEFT JOIN apikeys.keys k ON k.id = r.key_id;
 COMMENT ON VIEW apikeys.reservations IS 'What is reserved and not yet settled';
 
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.request_ids
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.request_ids ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.request_ids IS 'The meter depends on its durable side';
+
 CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.reservation_marks
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
 ALTER TABLE apikeys.reservation_marks ENABLE ALWAYS TRIGGER refuse_truncate;
