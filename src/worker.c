@@ -291,25 +291,32 @@ flush_counts_due(AkFlush *flush, Schedule *schedule, TimestampTz now)
 		ak_flush_interval * INT64CONST(1000) / COUNTS_PER_INTERVAL;
 }
 
-static void
+/* False if the history could not be written. */
+static bool
 flush_history_due(Schedule *schedule, TimestampTz now)
 {
+	bool		flushed = true;
+
 	if (!ak_history_is_empty(my_db))
 	{
 		pgstat_report_activity(STATE_RUNNING, "flushing history");
-		if (ak_flush_history(my_db))
+		flushed = ak_flush_history(my_db);
+		if (flushed)
 			ak_write_uses();
 		else
 			my_db->stalled = true;
 	}
 	schedule->next_history = now + ak_flush_interval * INT64CONST(1000);
+	return flushed;
 }
 
 static void
 sweep_due(Schedule *schedule, TimestampTz now)
 {
+	bool		flushed = flush_history_due(schedule, now);
+
 	pgstat_report_activity(STATE_RUNNING, "maintaining");
-	ak_maintain();
+	ak_maintain(flushed);
 	schedule->next_sweep = now + ak_sweep_interval * USECS_PER_SEC;
 }
 
@@ -379,7 +386,7 @@ serve(AkFlush *flush)
 			sweep_due(&schedule, now);
 		if (now >= schedule.next_history ||
 			(my_db->history_urgent && !my_db->stalled))
-			flush_history_due(&schedule, now);
+			(void) flush_history_due(&schedule, now);
 		if (now >= idle_at(&schedule) && !has_work(flush) &&
 			pg_atomic_read_u32(&my_db->refundable) == 0)
 			return;
@@ -431,7 +438,7 @@ ak_worker_main(Datum arg)
 	if (AK_WORKER_IS_VISIT(arg))
 	{
 		(void) ak_incarnation_settle(db);
-		ak_maintain();
+		ak_maintain(ak_history_is_empty(db));
 		proc_exit(0);
 	}
 

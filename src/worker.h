@@ -47,7 +47,7 @@ extern bool ak_incarnation_close(AkDatabase *db, AkFlush *flush);
 extern void ak_copy_history(const AkRecord **records, int n);
 
 /* maintain.c */
-extern void ak_maintain(void);
+extern void ak_maintain(bool flushed);
 
 /* last_used.c */
 extern void ak_note_use(const pg_uuid_t *key_id, TimestampTz at);

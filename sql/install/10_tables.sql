@@ -82,7 +82,9 @@ CREATE TABLE apikeys.users (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
-    subject_id uuid NOT NULL DEFAULT apikeys.uuidv7()
+    subject_id uuid NOT NULL DEFAULT apikeys.uuidv7(),
+    erased_at timestamptz,
+    CONSTRAINT users_erased_check CHECK (erased_at IS NULL OR deleted_at IS NOT NULL)
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.users', '');
 
@@ -103,6 +105,7 @@ COMMENT ON COLUMN apikeys.users.created_at IS 'When the user was made';
 COMMENT ON COLUMN apikeys.users.updated_at IS 'When the user was last changed';
 COMMENT ON COLUMN apikeys.users.deleted_at IS 'When the user was deleted; the user''s keys are refused from then on';
 COMMENT ON COLUMN apikeys.users.subject_id IS 'What the meter knows the user by (apikeys.usage.subject_id)';
+COMMENT ON COLUMN apikeys.users.erased_at IS 'When the person was erased (apikey_erase_user)';
 COMMENT ON INDEX apikeys.users_email_key IS 'Emails are unique among users not deleted, whatever their case';
 COMMENT ON INDEX apikeys.users_subject_id_key IS 'From a row of apikeys.usage to its user';
 COMMENT ON INDEX apikeys.users_plan_id_idx IS 'Users of a plan';
@@ -160,6 +163,8 @@ CREATE TABLE apikeys.keys (
     has_limits boolean NOT NULL DEFAULT false,
     roles text[] NOT NULL DEFAULT '{}'
         CONSTRAINT keys_roles_check CHECK (array_position(roles, NULL) IS NULL),
+    erased_at timestamptz,
+    CONSTRAINT keys_erased_check CHECK (erased_at IS NULL OR deleted_at IS NOT NULL),
     CONSTRAINT keys_digest_key UNIQUE (digest),
     CONSTRAINT keys_previous_check
         CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
@@ -195,6 +200,7 @@ COMMENT ON COLUMN apikeys.keys.regenerated_at IS 'When the secret was last repla
 COMMENT ON COLUMN apikeys.keys.deleted_at IS 'When the key was deleted';
 COMMENT ON COLUMN apikeys.keys.has_limits IS 'Whether apikeys.limits has rows of the key''s own; kept by a trigger';
 COMMENT ON COLUMN apikeys.keys.roles IS 'Roles whose permissions the key holds too; one that does not exist grants nothing';
+COMMENT ON COLUMN apikeys.keys.erased_at IS 'When the key''s user was erased; the key cannot be restored';
 COMMENT ON INDEX apikeys.keys_digest_key IS 'Verification: from the digest of a secret to its key';
 COMMENT ON INDEX apikeys.keys_previous_digest_key IS 'Verification in the grace after a regeneration';
 COMMENT ON INDEX apikeys.keys_api_id_idx IS 'Keys of an api, in order';
@@ -343,5 +349,20 @@ COMMENT ON COLUMN apikeys.rate_marks.subject_id IS 'Who is metered: keys.id or u
 COMMENT ON COLUMN apikeys.rate_marks.is_user IS 'Whether that is a user';
 COMMENT ON COLUMN apikeys.rate_marks.name_hash IS 'Hash of the rate''s name';
 COMMENT ON COLUMN apikeys.rate_marks.arrival IS 'Theoretical arrival time of the next request, in ns since 2000';
+
+-- A verification that began before its user was erased may reach the history
+-- after. Here the worker finds whose addresses it has to clear there.
+CREATE TABLE apikeys.erasures (
+    key_id uuid NOT NULL,
+    erased_at timestamptz NOT NULL DEFAULT now(),
+    noticed_at timestamptz,
+    CONSTRAINT erasures_pkey PRIMARY KEY (key_id)
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.erasures', '');
+
+COMMENT ON TABLE apikeys.erasures IS 'Keys of users erased lately, whose late history the worker clears; empty an hour or so after';
+COMMENT ON COLUMN apikeys.erasures.key_id IS 'The key';
+COMMENT ON COLUMN apikeys.erasures.erased_at IS 'When its user was erased';
+COMMENT ON COLUMN apikeys.erasures.noticed_at IS 'When the worker first saw the row; an hour later it is done';
 
 COMMENT ON CONSTRAINT keys_digest_key ON apikeys.keys IS 'A secret belongs to one key';

@@ -22,7 +22,7 @@ COMMENT ON VIEW apikeys.plan_objects IS 'Plans as the functions show them';
 
 CREATE VIEW apikeys.user_objects AS
 SELECT u.id, u.name, u.email, u.plan_id, u.custom_start, u.is_disabled,
-       u.metadata, u.created_at, u.updated_at, u.deleted_at
+       u.metadata, u.created_at, u.updated_at, u.deleted_at, u.erased_at
   FROM apikeys.users u;
 COMMENT ON VIEW apikeys.user_objects IS 'Users as the functions show them';
 

@@ -18,7 +18,7 @@ DECLARE
         apikey_plan_update, apikey_plan_delete, apikey_user_create,
         apikey_user_update, apikey_user_delete, apikey_role_create,
         apikey_role_update, apikey_role_delete, apikey_limit_set,
-        apikey_limit_delete}'::text[];
+        apikey_limit_delete, apikey_revoke, apikey_erase_user}'::text[];
     wanted text[] := CASE apikey_grant.privileges
         WHEN 'verifier' THEN verifying
         WHEN 'viewer' THEN viewing
