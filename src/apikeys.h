@@ -192,10 +192,11 @@ typedef struct AkDatabase
 	pg_atomic_uint64 seen;		/* latest wall clock used for a period */
 	pg_atomic_uint32 dirty;		/* list of entries new to the worker */
 	pg_atomic_uint32 refundable;	/* transactions that may yet give back */
+	TimestampTz last_written;	/* latest clock in a row of apikeys.usage */
 	uint64		usage_rows;		/* written; statistics, the worker's own */
 	uint64		history_rows;
 	uint64		flush_failures;
-	TimestampTz last_flush;
+	int64		last_flush;		/* by ak_elapsed(); 0: none yet */
 	uint64		charge_waits;	/* no lock, approximate */
 	ConditionVariable changed;	/* opened, a ceiling moved, space freed */
 	AkLanePadded lanes[AK_LANES];
@@ -232,6 +233,11 @@ extern int	ak_database_index(AkDatabase *db);
 extern LWLock *ak_lane_lock(AkDatabase *db, int lane);
 extern void ak_nudge(AkDatabase *db);
 extern void ak_nudge_if_asleep(AkDatabase *db);
+
+/* ----- clock.c ----- */
+
+extern int64 ak_elapsed(void);
+extern long ak_ms_until(int64 elapsed);
 extern TimestampTz ak_database_clock(AkDatabase *db, TimestampTz now);
 
 /* ----- catalog.c: the extension's own objects, by OID ----- */
@@ -439,7 +445,8 @@ typedef struct MeterKey
  * what is billed.
  *
  * Of a rate, "charged" is the theoretical arrival time of the next request, in
- * ns, and the rest is unused: see rate.c.
+ * ns, "ceiling" how far ahead of now that can be (0: not known yet), and the
+ * rest is unused: see rate.c.
  */
 typedef struct MeterEntry
 {
@@ -490,7 +497,7 @@ ak_limit_is_rate(const AkLimit *limit)
 /* A request and all its limits: all are charged, or none. */
 typedef struct AkCharge
 {
-	TimestampTz now;
+	TimestampTz now;			/* wall clock */
 	AkSpan		span;			/* the quota's period */
 	bool		refundable;		/* given back if the transaction aborts */
 	int			nskipped;		/* rates that do not apply by themselves */
@@ -644,7 +651,7 @@ typedef struct AkWait
 	AkDatabase *db;
 	int			timeout_ms;
 	bool		prepared;
-	TimestampTz deadline;		/* set once prepared */
+	int64		deadline;		/* of ak_elapsed(); set once prepared */
 } AkWait;
 
 extern void ak_wait_begin(AkWait *wait, AkDatabase *db, int timeout_ms);

@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "postmaster/interrupt.h"
@@ -198,6 +199,8 @@ write_rows(void *arg)
 		INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, UUIDOID
 	};
 
+	batch->db->last_written = Max(batch->db->last_written,
+								  GetCurrentTransactionStartTimestamp());
 	for (int c = 0; c < 7; c++)
 		columns[c] = palloc(n * sizeof(Datum));
 	for (int i = 0; i < n; i++)

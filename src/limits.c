@@ -280,9 +280,9 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 	AkNamedCost *named = named_cost(costs, QUOTA_NAME);
 	AkLimit    *quota = &charge->limits[0];
 
-	charge->now = ak_database_clock(catalog->db, now);
-	ak_period_at(subject->plan.period, subject->anchor, charge->now,
-				 &charge->span);
+	charge->now = now;
+	ak_period_at(subject->plan.period, subject->anchor,
+				 ak_database_clock(catalog->db, now), &charge->span);
 	memset(quota, 0, sizeof(AkLimit));
 	ak_meter_key(&quota->key, catalog, &subject->subject_id, subject->is_user,
 				 subject->plan.period, charge->span.start);

@@ -110,11 +110,11 @@ remove_orphans(void *arg)
 static bool
 tidy_usage(void)
 {
-	static TimestampTz next = 0;
+	static int64 next = 0;
 
-	if (GetCurrentTimestamp() < next)
+	if (ak_elapsed() < next)
 		return true;
-	next = GetCurrentTimestamp() + USECS_PER_HOUR;
+	next = ak_elapsed() + USECS_PER_HOUR;
 	return ak_worker_transaction(remove_orphans, NULL);
 }
 

@@ -236,6 +236,11 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 
 		entries[i]->limit = limit->amount;
 		entries[i]->recent = true;
+		if (ak_limit_is_rate(limit))
+		{
+			entries[i]->ceiling = limit->rate.burst * limit->rate.emission;
+			ak_entry_follow_clock(entries[i], charge->now);
+		}
 		limit->refuses = refuses(limit, entries[i], charge->now);
 		if (limit->refuses)
 			result = EXCEEDED;

@@ -242,16 +242,17 @@ is_orphaned(void)
  */
 #define COUNTS_PER_INTERVAL 2
 
+/* By ak_elapsed(): a wall clock that is set back must not put off a flush. */
 typedef struct Schedule
 {
-	TimestampTz next_counts;
-	TimestampTz next_history;
-	TimestampTz next_sweep;
-	TimestampTz last_work;
+	int64		next_counts;
+	int64		next_history;
+	int64		next_sweep;
+	int64		last_work;
 } Schedule;
 
 /* When the worker has been idle for long enough to leave. */
-static TimestampTz
+static int64
 idle_at(const Schedule *schedule)
 {
 	return schedule->last_work + ak_worker_idle_timeout * USECS_PER_SEC;
@@ -266,7 +267,7 @@ has_work(AkFlush *flush)
 
 /* Shorter intervals hold at once. */
 static void
-hasten(Schedule *schedule, TimestampTz now)
+hasten(Schedule *schedule, int64 now)
 {
 	int64		interval = ak_flush_interval * INT64CONST(1000);
 
@@ -278,13 +279,13 @@ hasten(Schedule *schedule, TimestampTz now)
 }
 
 static void
-flush_counts_due(AkFlush *flush, Schedule *schedule, TimestampTz now)
+flush_counts_due(AkFlush *flush, Schedule *schedule, int64 now)
 {
 	if (has_work(flush))
 	{
 		pgstat_report_activity(STATE_RUNNING, "flushing counts");
 		(void) ak_flush_counts(flush, AK_PASS_INTERVAL);
-		my_db->last_flush = GetCurrentTimestamp();
+		my_db->last_flush = ak_elapsed();
 		schedule->last_work = now;
 	}
 	schedule->next_counts = now +
@@ -293,7 +294,7 @@ flush_counts_due(AkFlush *flush, Schedule *schedule, TimestampTz now)
 
 /* False if the history could not be written. */
 static bool
-flush_history_due(Schedule *schedule, TimestampTz now)
+flush_history_due(Schedule *schedule, int64 now)
 {
 	bool		flushed = true;
 
@@ -311,7 +312,7 @@ flush_history_due(Schedule *schedule, TimestampTz now)
 }
 
 static void
-sweep_due(Schedule *schedule, TimestampTz now)
+sweep_due(Schedule *schedule, int64 now)
 {
 	bool		flushed = flush_history_due(schedule, now);
 
@@ -329,7 +330,7 @@ static void
 sleep_until_due(AkFlush *flush, const Schedule *schedule)
 {
 	static uint32 wait_event = 0;
-	TimestampTz until = schedule->next_counts;
+	int64		until = schedule->next_counts;
 
 	if (wait_event == 0)
 		wait_event = ak_wait_event("ApikeysWorkerMain");
@@ -342,9 +343,7 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-														 until), 0),
-					 wait_event);
+					 ak_ms_until(until), wait_event);
 	ResetLatch(MyLatch);
 	my_db->worker_awake = true;
 }
@@ -356,7 +355,7 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 static void
 serve(AkFlush *flush)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = ak_elapsed();
 	Schedule	schedule = {
 		.next_counts = now,
 		.next_history = now,
@@ -374,10 +373,10 @@ serve(AkFlush *flush)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			hasten(&schedule, GetCurrentTimestamp());
+			hasten(&schedule, ak_elapsed());
 		}
 
-		now = GetCurrentTimestamp();
+		now = ak_elapsed();
 		if (my_db->urgent)
 			(void) ak_flush_counts(flush, AK_PASS_URGENT);
 		if (now >= schedule.next_counts)
