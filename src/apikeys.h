@@ -205,10 +205,11 @@ typedef struct AkDatabase
 	pg_atomic_uint32 dirty;		/* list of entries new to the worker */
 	pg_atomic_uint32 refundable;	/* transactions that may yet give back */
 	pg_atomic_uint32 reserved;	/* reservations that are held */
+	TimestampTz last_written;	/* latest clock in a row of apikeys.usage */
 	uint64		usage_rows;		/* written; statistics, the worker's own */
 	uint64		history_rows;
 	uint64		flush_failures;
-	TimestampTz last_flush;
+	int64		last_flush;		/* by ak_elapsed(); 0: none yet */
 	uint64		rollup_rows;	/* written; the worker's own, as all of these */
 	uint64		rollup_pending; /* counts in apikeys.rollup_journal */
 	pg_uuid_t	rollup_tidied;	/* the key that tidying has come to */
@@ -254,6 +255,11 @@ extern int	ak_database_index(AkDatabase *db);
 extern LWLock *ak_lane_lock(AkDatabase *db, int lane);
 extern void ak_nudge(AkDatabase *db);
 extern void ak_nudge_if_asleep(AkDatabase *db);
+
+/* ----- clock.c ----- */
+
+extern int64 ak_elapsed(void);
+extern long ak_ms_until(int64 elapsed);
 extern TimestampTz ak_database_clock(AkDatabase *db, TimestampTz now);
 
 /* ----- catalog.c: the extension's own objects, by OID ----- */
@@ -492,8 +498,9 @@ typedef struct MeterKey
  * the grants rises, what is billed does not change.
  *
  * Of a rate, "charged" is the theoretical arrival time of the next request, in
- * ns; "kept" is the same without what may yet be given back.  The rest is
- * unused: see rate.c.
+ * ns; "kept" is the same without what may yet be given back; "ceiling" is how
+ * far ahead of now they can be (0: not known yet).  The rest is unused: see
+ * rate.c.
  *
  * Of a request's id, "charged" is when it was charged, or 0: see request_id.c.
  *
@@ -570,7 +577,7 @@ ak_limit_is_credits(const AkLimit *limit)
 /* A request and all its limits: all are charged, or none. */
 typedef struct AkCharge
 {
-	TimestampTz now;
+	TimestampTz now;			/* wall clock */
 	AkSpan		span;			/* the quota's period */
 	bool		refundable;		/* given back if the transaction aborts */
 	bool		reserved;		/* given back in part, or all of it, later */
@@ -797,7 +804,7 @@ typedef struct AkWait
 	AkDatabase *db;
 	int			timeout_ms;
 	bool		prepared;
-	TimestampTz deadline;		/* set once prepared */
+	int64		deadline;		/* of ak_elapsed(); set once prepared */
 } AkWait;
 
 extern void ak_wait_begin(AkWait *wait, AkDatabase *db, int timeout_ms);

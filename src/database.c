@@ -255,18 +255,3 @@ ak_nudge_if_asleep(AkDatabase *db)
 	if (!db->worker_awake || (db->history_urgent && !db->stalled))
 		ak_nudge(db);
 }
-
-/*
- * The time by which periods are chosen: the wall clock, but never back by more
- * than a second, lest a clock that is set back reopen a period that is over.
- */
-TimestampTz
-ak_database_clock(AkDatabase *db, TimestampTz now)
-{
-	uint64		seen = pg_atomic_read_u64(&db->seen);
-
-	while (now > (TimestampTz) seen + USECS_PER_SEC)
-		if (pg_atomic_compare_exchange_u64(&db->seen, &seen, (uint64) now))
-			return now;
-	return Max(now, (TimestampTz) seen);
-}

@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "postmaster/interrupt.h"
@@ -283,6 +284,8 @@ write_rows(void *arg)
 		INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, UUIDOID
 	};
 
+	batch->db->last_written = Max(batch->db->last_written,
+								  GetCurrentTransactionStartTimestamp());
 	for (int c = 0; c < COLUMNS; c++)
 		columns[c] = palloc(batch->n * sizeof(Datum));
 	for (int i = 0; i < batch->n; i++)

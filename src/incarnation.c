@@ -20,11 +20,16 @@
 /*
  * Incarnations that were not closed ended in a crash, here or on the primary
  * that this server was promoted from, or came with a restore.
+ *
+ * No row that was written before may seem to be newer than the crash, though
+ * the clock was set back since: an incarnation ends after its last row, and
+ * never starts before others ended, as the clock was then.
  */
 static void
 supersede_incarnations(void *arg)
 {
-	if (SPI_execute("UPDATE apikeys.incarnations SET superseded_at = clock_timestamp()"
+	if (SPI_execute("UPDATE apikeys.incarnations"
+					" SET superseded_at = greatest(clock_timestamp(), started_at)"
 					" WHERE closed_at IS NULL AND superseded_at IS NULL",
 					false, 0) < 0)
 		elog(ERROR, "could not supersede incarnations");
@@ -34,20 +39,26 @@ static void
 begin_incarnation(void *arg)
 {
 	AkDatabase *db = arg;
-	Oid			type = UUIDOID;
-	Datum		id = UUIDPGetDatum(&db->incarnation);
 	bool		isnull;
 	Datum		horizon;
+	Oid			types[] = {UUIDOID, TIMESTAMPTZOID};
+	Datum		args[] = {UUIDPGetDatum(&db->incarnation), 0};
+
+	supersede_incarnations(NULL);
+	if (SPI_execute("SELECT greatest(clock_timestamp(), max(greatest(started_at, closed_at, superseded_at)))"
+					" FROM apikeys.incarnations", false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read apikeys.incarnations");
+	args[1] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+							  &isnull);
 
 	/* Closed incarnations have nothing more to tell; old crashes neither. */
 	if (SPI_execute("DELETE FROM apikeys.incarnations WHERE closed_at IS NOT NULL"
 					" OR superseded_at < now() - interval '3 years'", false, 0) < 0)
 		elog(ERROR, "could not remove old incarnations");
-	supersede_incarnations(NULL);
 	ak_marks_take(db);
 	if (SPI_execute_with_args("INSERT INTO apikeys.incarnations (id, started_at)"
-							  " VALUES ($1, clock_timestamp())",
-							  1, &type, &id, NULL, false, 0) < 0 ||
+							  " VALUES ($1, $2)",
+							  2, types, args, NULL, false, 0) < 0 ||
 		SPI_execute("SELECT max(superseded_at) FROM apikeys.incarnations",
 					false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not begin an incarnation");
@@ -60,13 +71,17 @@ static void
 end_incarnation(void *arg)
 {
 	AkDatabase *db = arg;
-	Oid			type = UUIDOID;
-	Datum		id = UUIDPGetDatum(&db->incarnation);
+	Oid			types[] = {UUIDOID, TIMESTAMPTZOID};
+	Datum		args[] = {
+		UUIDPGetDatum(&db->incarnation),
+		TimestampTzGetDatum(db->last_written + 1)
+	};
 
 	ak_marks_leave(db);
 	if (SPI_execute_with_args("UPDATE apikeys.incarnations"
-							  " SET closed_at = clock_timestamp() WHERE id = $1",
-							  1, &type, &id, NULL, false, 0) < 0)
+							  " SET closed_at = greatest(clock_timestamp(), started_at, $2)"
+							  " WHERE id = $1",
+							  2, types, args, NULL, false, 0) < 0)
 		elog(ERROR, "could not end an incarnation");
 }
 

@@ -45,7 +45,7 @@
 typedef struct Started
 {
 	BackgroundWorkerHandle *handle; /* NULL: none was started */
-	TimestampTz at;
+	int64		at;				/* by ak_elapsed() */
 } Started;
 
 static Started *started;		/* a slot each */
@@ -175,15 +175,16 @@ start_wanted(void)
 	for (int i = 0; i < ak_max_databases; i++)
 	{
 		Oid			dboid = wants_worker(&ak_shared->databases[i]);
-		TimestampTz now = GetCurrentTimestamp();
-		long		since;
+		int64		now = ak_elapsed();
+		long		left;
 
 		if (!OidIsValid(dboid) || !is_over(&started[i].handle))
 			continue;
-		since = TimestampDifferenceMilliseconds(started[i].at, now);
-		if (since < RETRY_MS)
+		left = started[i].at == 0 ? 0 :
+			ak_ms_until(started[i].at + RETRY_MS * INT64CONST(1000));
+		if (left > 0)
 		{
-			again = RETRY_MS - since;
+			again = left;
 			continue;
 		}
 		started[i].handle = start_worker(dboid, false);
@@ -299,7 +300,7 @@ void
 ak_launcher_main(Datum arg)
 {
 	uint32		wait_event;
-	TimestampTz next_round;
+	int64		next_round;		/* by ak_elapsed() */
 
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -316,11 +317,11 @@ ak_launcher_main(Datum arg)
 	MemoryContextSwitchTo(TopMemoryContext);
 	wait_event = ak_wait_event("ApikeysLauncherMain");
 	plan_visits(true);
-	next_round = GetCurrentTimestamp() + ak_sweep_interval * USECS_PER_SEC;
+	next_round = ak_elapsed() + ak_sweep_interval * USECS_PER_SEC;
 
 	while (!ShutdownRequestPending)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		int64		now = ak_elapsed();
 		long		timeout;
 		long		again;
 
@@ -339,12 +340,12 @@ ak_launcher_main(Datum arg)
 		again = start_wanted();
 		visit_next();
 
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_round);
+		timeout = ak_ms_until(next_round);
 		if (again >= 0)
 			timeout = Min(timeout, again);
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Max(timeout, 0), wait_event);
+						 timeout, wait_event);
 		ResetLatch(MyLatch);
 	}
 

@@ -336,7 +336,7 @@ ak_credits_limit(AkLimit *limit, const AkCredits *credits,
 /* The key's own credits stand in for its user's. */
 static void
 add_credits(AkCharge *charge, const AkKey *key, const AkSubject *subject,
-			int64 cost, AkNamedCosts *costs)
+			int64 cost, AkNamedCosts *costs, TimestampTz clock)
 {
 	AkNamedCost *named = named_cost(costs, CREDITS_NAME);
 	AkCredits	credits = {.is_limited = false};
@@ -349,11 +349,11 @@ add_credits(AkCharge *charge, const AkKey *key, const AkSubject *subject,
 		return;
 	if (credits.is_limited)
 		ak_credits_limit(&charge->limits[charge->nlimits++], &credits, &key->id,
-						 false, cost, charge->now);
+						 false, cost, clock);
 	else
 		ak_credits_limit(&charge->limits[charge->nlimits++],
 						 &subject->user.credits, &subject->user.subject_id,
-						 true, cost, charge->now);
+						 true, cost, clock);
 }
 
 /* The credits among the limits, or NULL. */
@@ -380,10 +380,10 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 	const AkCatalog *catalog = ak_catalog();
 	AkNamedCost *named = named_cost(costs, QUOTA_NAME);
 	AkLimit    *quota = &charge->limits[0];
+	TimestampTz clock = ak_database_clock(catalog->db, now);
 
-	charge->now = ak_database_clock(catalog->db, now);
-	ak_period_at(subject->plan.period, subject->anchor, charge->now,
-				 &charge->span);
+	charge->now = now;
+	ak_period_at(subject->plan.period, subject->anchor, clock, &charge->span);
 	memset(quota, 0, sizeof(AkLimit));
 	ak_meter_key(&quota->key, catalog, &subject->subject_id, subject->is_user,
 				 subject->plan.period, charge->span.start);
@@ -399,7 +399,7 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 		costs->request_id[0] != '\0';
 	if (charge->has_request)
 		ak_request_key(&charge->request, catalog, &key->id, costs->request_id);
-	add_credits(charge, key, subject, cost, costs);
+	add_credits(charge, key, subject, cost, costs, clock);
 
 	if (key != NULL && DatumGetBool(key->values[AK_KEY_HAS_LIMITS]))
 	{

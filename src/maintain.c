@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * maintain.c
- *	  Tidy up a database: expired keys and the partitions of the history.
+ *	  Tidy up a database: expired keys, the partitions of the history, and what
+ *	  an erasure could not reach.
  *	  Runs in its worker.
  *
  * Each step is a transaction of its own with the worker's lock_timeout: one
@@ -62,6 +63,36 @@ sweep_keys(void *arg)
 	sweep->swept = SPI_processed;
 }
 
+/* ----- late history of users who were erased ----- */
+
+/*
+ * Clear the addresses that were on their way to the history when a user was
+ * erased.  A key is looked after for an hour, longer than any verification
+ * waits that found it alive; and until the history has been flushed ("arg"
+ * points to whether it has), so that nothing of then is still to come.
+ */
+static void
+clear_addresses(void *arg)
+{
+	bool		flushed = *(bool *) arg;
+
+	if (SPI_execute("SELECT FROM apikeys.erasures", true, 1) < 0)
+		elog(ERROR, "could not look for erasures");
+	if (SPI_processed == 0)
+		return;
+
+	/* What was in the history then has been cleared: a few days will do. */
+	run("UPDATE apikeys.requests SET ip_address = NULL"
+		" WHERE key_id = ANY (ARRAY(SELECT e.key_id FROM apikeys.erasures e))"
+		" AND \"timestamp\" >= (SELECT min(e.erased_at) FROM apikeys.erasures e) - interval '7 days'"
+		" AND ip_address IS NOT NULL");
+	if (flushed)
+		run("DELETE FROM apikeys.erasures"
+			" WHERE noticed_at < now() - interval '1 hour'");
+	run("UPDATE apikeys.erasures SET noticed_at = now()"
+		" WHERE noticed_at IS NULL");
+}
+
 /* ----- usage of what was purged ----- */
 
 /*
@@ -82,11 +113,11 @@ remove_orphans(void *arg)
 static bool
 tidy_usage(void)
 {
-	static TimestampTz next = 0;
+	static int64 next = 0;
 
-	if (GetCurrentTimestamp() < next)
+	if (ak_elapsed() < next)
 		return true;
-	next = GetCurrentTimestamp() + USECS_PER_HOUR;
+	next = ak_elapsed() + USECS_PER_HOUR;
 	return ak_worker_transaction(remove_orphans, NULL);
 }
 
@@ -271,14 +302,17 @@ sweep_expired_keys(void)
 
 /*
  * Everything that is due.  Called when the worker starts and every
- * apikeys.sweep_interval.  Ends at the first step that fails, so that clients
- * who need a ceiling wait for one lock_timeout at most.
+ * apikeys.sweep_interval; "flushed" says whether the history buffer has just
+ * been emptied.  Ends at the first step that fails, so that clients who need a
+ * ceiling wait for one lock_timeout at most.
  */
 void
-ak_maintain(void)
+ak_maintain(bool flushed)
 {
 	int			julian = today();
 
 	(void) (make_partitions(julian) && drop_partitions(julian) &&
-			sweep_expired_keys() && tidy_usage() && tidy_request_ids());
+			sweep_expired_keys() &&
+			ak_worker_transaction(clear_addresses, &flushed) &&
+			tidy_usage() && tidy_request_ids());
 }

@@ -375,6 +375,11 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 
 		entries[i]->limit = limit->amount;
 		entries[i]->recent = true;
+		if (ak_limit_is_rate(limit))
+		{
+			entries[i]->ceiling = limit->rate.burst * limit->rate.emission;
+			ak_entry_follow_clock(entries[i], charge->now);
+		}
 		if (ak_limit_is_credits(limit))
 		{
 			if (!can_change(entries[i]))

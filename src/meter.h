@@ -16,5 +16,6 @@ extern uint32 ak_entry_allocate(void);
 extern void ak_entry_insert(uint32 i, const MeterEntry *filled);
 extern void ak_entry_free(uint32 i);
 extern uint32 ak_entries_removed(const MeterKey *key);
+extern void ak_entry_follow_clock(MeterEntry *entry, TimestampTz now);
 
 #endif							/* APIKEYS_METER_H */

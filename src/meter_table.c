@@ -175,6 +175,26 @@ remove_entry(MeterEntry *entry)
 	ak_entry_free(i);
 }
 
+/*
+ * After the wall clock was set back, a rate's arrival time can be further ahead
+ * than any request moves it: the rate would refuse until the clock has caught
+ * up.  Then it counts as used up now, and fills from there.  The same when the
+ * rate was replaced by a faster one.
+ *
+ * "now" may be old, since its caller may have waited meanwhile: what others
+ * were admitted is not taken back for that.
+ */
+void
+ak_entry_follow_clock(MeterEntry *entry, TimestampTz now)
+{
+	if (entry->key.period != AK_RATE || entry->ceiling == 0 ||
+		entry->charged - now * 1000 <= entry->ceiling)
+		return;
+	entry->charged = Min(entry->charged,
+						 GetCurrentTimestamp() * 1000 + entry->ceiling);
+	entry->kept = Min(entry->kept, entry->charged);
+}
+
 /* A rate that is not full again is known to memory alone. */
 static bool
 is_filling(const MeterEntry *entry, TimestampTz now)
@@ -207,6 +227,7 @@ evict_one(void)
 		if (entry->in_use && !entry->dirty &&
 			memcmp(&entry->key, &key, sizeof(key)) == 0)
 		{
+			ak_entry_follow_clock(entry, now);
 			evicted = !entry->recent && entry->refundable == 0 &&
 				!is_filling(entry, now);
 			if (evicted)
@@ -302,11 +323,12 @@ ak_meter_each_rate(uint32 generation, AkEntryVisitor visit, void *arg)
 
 	for (int i = 0; i < ak_max_tracked_keys; i++)
 	{
-		const MeterEntry *entry = &ak_shared->entries[i];
+		MeterEntry	entry = ak_shared->entries[i];
 
-		if (entry->in_use && entry->key.generation == generation &&
-			is_filling(entry, now))
-			visit(entry, arg);
+		ak_entry_follow_clock(&entry, now);
+		if (entry.in_use && entry.key.generation == generation &&
+			is_filling(&entry, now))
+			visit(&entry, arg);
 	}
 }
 

@@ -44,6 +44,14 @@ ak_period_parse(const char *name, AkPeriod *period)
 	return false;
 }
 
+static void
+refuse_out_of_range(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+			 errmsg("timestamp out of range")));
+}
+
 static int64
 floor_div(int64 a, int64 b)
 {
@@ -58,9 +66,7 @@ month_number(TimestampTz at)
 	fsec_t		fsec;
 
 	if (timestamp2tm(at, NULL, &tm, &fsec, NULL, NULL) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("timestamp out of range")));
+		refuse_out_of_range();
 	return tm.tm_year * MONTHS_PER_YEAR + tm.tm_mon - 1;
 }
 
@@ -72,18 +78,14 @@ anchor_in_month(TimestampTz anchor, int month)
 	fsec_t		fsec;
 	Timestamp	result;
 
-	if (timestamp2tm(anchor, NULL, &tm, &fsec, NULL, NULL) == 0)
-	{
-		tm.tm_year = floor_div(month, MONTHS_PER_YEAR);
-		tm.tm_mon = month - tm.tm_year * MONTHS_PER_YEAR + 1;
-		tm.tm_mday = Min(tm.tm_mday,
-						 day_tab[isleap(tm.tm_year)][tm.tm_mon - 1]);
-		if (tm2timestamp(&tm, fsec, NULL, &result) == 0)
-			return result;
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-			 errmsg("timestamp out of range")));
+	if (timestamp2tm(anchor, NULL, &tm, &fsec, NULL, NULL) != 0)
+		refuse_out_of_range();
+	tm.tm_year = floor_div(month, MONTHS_PER_YEAR);
+	tm.tm_mon = month - tm.tm_year * MONTHS_PER_YEAR + 1;
+	tm.tm_mday = Min(tm.tm_mday, day_tab[isleap(tm.tm_year)][tm.tm_mon - 1]);
+	if (tm2timestamp(&tm, fsec, NULL, &result) != 0)
+		refuse_out_of_range();
+	return result;
 }
 
 /* Periods of a whole number of months. */
@@ -109,6 +111,8 @@ ak_fixed_at(int64 length, TimestampTz anchor, TimestampTz now, AkSpan *span)
 
 	span->start = floor_div(now - phase, length) * length + phase;
 	span->end = span->start + length;
+	if (!IS_VALID_TIMESTAMP(span->start) || !IS_VALID_TIMESTAMP(span->end))
+		refuse_out_of_range();
 }
 
 static void

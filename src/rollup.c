@@ -52,9 +52,9 @@
  * When to add: DT_NOEND if there is nothing, 0 (long ago) for at once.  A
  * worker begins with a look.
  */
-static TimestampTz add_at = 0;
-static TimestampTz retry_at = 0;	/* not before, after a failure */
-static TimestampTz added_at = 0;
+static int64 add_at = 0;
+static int64 retry_at = 0;	/* not before, after a failure */
+static int64 added_at = 0;
 
 /* ----- the journal ----- */
 
@@ -263,7 +263,7 @@ add_step(AkDatabase *db)
 
 	if (!ak_worker_transaction(add_counts, &step))
 	{
-		retry_at = GetCurrentTimestamp() + USUAL_INTERVAL;
+		retry_at = ak_elapsed() + USUAL_INTERVAL;
 		return false;
 	}
 	db->rollup_rows += step.rows;
@@ -273,7 +273,7 @@ add_step(AkDatabase *db)
 		/* A worker before this one may have left more than was known. */
 		db->rollup_pending = 0;
 		add_at = DT_NOEND;
-		added_at = GetCurrentTimestamp();
+		added_at = ak_elapsed();
 	}
 	return true;
 }
@@ -356,10 +356,10 @@ tidy_keys(void *arg)
 static void
 tidy_step(AkDatabase *db)
 {
-	TimestampTz begin = GetCurrentTimestamp();
+	int64		begin = ak_elapsed();
 	Step		step = {.position = db->rollup_tidied};
 	bool		ok = ak_worker_transaction(tidy_keys, &step);
-	TimestampTz end = GetCurrentTimestamp();
+	int64		end = ak_elapsed();
 
 	db->rollup_tidy_time += end - begin;
 	if (ok)
@@ -378,7 +378,7 @@ tidy_step(AkDatabase *db)
  * As often as other maintenance, but it shall not take more than a hundredth
  * of the worker's time.
  */
-static TimestampTz
+static int64
 tidy_due(AkDatabase *db)
 {
 	return db->rollup_tidying ? 0 :
@@ -389,7 +389,7 @@ tidy_due(AkDatabase *db)
 /* ----- what the worker calls ----- */
 
 /* When ak_rollup_step() shall be called. */
-TimestampTz
+int64
 ak_rollup_due(AkDatabase *db)
 {
 	return Min(Max(add_at, retry_at), tidy_due(db));
@@ -399,7 +399,7 @@ ak_rollup_due(AkDatabase *db)
 void
 ak_rollup_step(AkDatabase *db)
 {
-	if (Max(add_at, retry_at) <= GetCurrentTimestamp())
+	if (Max(add_at, retry_at) <= ak_elapsed())
 		(void) add_step(db);
 	else
 		tidy_step(db);
@@ -421,14 +421,14 @@ ak_rollup_close(AkDatabase *db)
 void
 ak_rollup_visit(AkDatabase *db)
 {
-	TimestampTz begin = GetCurrentTimestamp();
-	TimestampTz now = begin;
+	int64		begin = ak_elapsed();
+	int64		now = begin;
 
 	while (now >= ak_rollup_due(db) && now - begin < VISIT_TIME)
 	{
 		ak_rollup_step(db);
 		if (MyLatch->is_set)
 			break;
-		now = GetCurrentTimestamp();
+		now = ak_elapsed();
 	}
 }

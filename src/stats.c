@@ -65,7 +65,7 @@ apikeys_statistics(PG_FUNCTION_ARGS)
 		LWLockRelease(ak_lane_lock(db, i));
 	}
 	if (db->last_flush != 0)
-		seconds = (GetCurrentTimestamp() - db->last_flush) / USECS_PER_SEC;
+		seconds = (ak_elapsed() - db->last_flush) / USECS_PER_SEC;
 
 	InitMaterializedSRF(fcinfo, 0);
 	for (int o = AK_OUTCOMES - 1; o >= 0; o--)

@@ -111,11 +111,13 @@ is_switched_off(const Decision *d)
 		!d->subject.plan.is_usable;
 }
 
+/* Past its time, or deleted after it, though the clock was set back since. */
 static bool
 is_expired(const AkKey *key, TimestampTz now)
 {
-	return !key->nulls[AK_KEY_EXPIRES_AT] &&
-		DatumGetTimestampTz(key->values[AK_KEY_EXPIRES_AT]) <= now;
+	return !key->nulls[AK_KEY_DELETED_AT] ||
+		(!key->nulls[AK_KEY_EXPIRES_AT] &&
+		 DatumGetTimestampTz(key->values[AK_KEY_EXPIRES_AT]) <= now);
 }
 
 static bool

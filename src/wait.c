@@ -43,15 +43,13 @@ ak_wait_once(AkWait *wait)
 	{
 		ConditionVariablePrepareToSleep(&wait->db->changed);
 		wait->prepared = true;
-		wait->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													 wait->timeout_ms);
+		wait->deadline = ak_elapsed() + wait->timeout_ms * INT64CONST(1000);
 		return true;
 	}
 	if (wait_event == 0)
 		wait_event = ak_wait_event("ApikeysWorker");
-	left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-										   wait->deadline);
-	if (left <= 0)
+	left = ak_ms_until(wait->deadline);
+	if (left == 0)
 		return false;
 	ak_nudge(wait->db);
 	ConditionVariableTimedSleep(&wait->db->changed, left, wait_event);

@@ -243,16 +243,17 @@ is_orphaned(void)
  */
 #define COUNTS_PER_INTERVAL 2
 
+/* By ak_elapsed(): a wall clock that is set back must not put off a flush. */
 typedef struct Schedule
 {
-	TimestampTz next_counts;
-	TimestampTz next_history;
-	TimestampTz next_sweep;
-	TimestampTz last_work;
+	int64		next_counts;
+	int64		next_history;
+	int64		next_sweep;
+	int64		last_work;
 } Schedule;
 
 /* When the worker has been idle for long enough to leave. */
-static TimestampTz
+static int64
 idle_at(const Schedule *schedule)
 {
 	return schedule->last_work + ak_worker_idle_timeout * USECS_PER_SEC;
@@ -267,7 +268,7 @@ has_work(AkFlush *flush)
 
 /* Shorter intervals hold at once. */
 static void
-hasten(Schedule *schedule, TimestampTz now)
+hasten(Schedule *schedule, int64 now)
 {
 	int64		interval = ak_flush_interval * INT64CONST(1000);
 
@@ -279,31 +280,36 @@ hasten(Schedule *schedule, TimestampTz now)
 }
 
 static void
-flush_counts_due(AkFlush *flush, Schedule *schedule, TimestampTz now)
+flush_counts_due(AkFlush *flush, Schedule *schedule, int64 now)
 {
 	if (has_work(flush))
 	{
 		pgstat_report_activity(STATE_RUNNING, "flushing counts");
 		(void) ak_flush_counts(flush, AK_PASS_INTERVAL);
-		my_db->last_flush = GetCurrentTimestamp();
+		my_db->last_flush = ak_elapsed();
 		schedule->last_work = now;
 	}
 	schedule->next_counts = now +
 		ak_flush_interval * INT64CONST(1000) / COUNTS_PER_INTERVAL;
 }
 
-static void
-flush_history_due(Schedule *schedule, TimestampTz now)
+/* False if the history could not be written. */
+static bool
+flush_history_due(Schedule *schedule, int64 now)
 {
+	bool		flushed = true;
+
 	if (!ak_history_is_empty(my_db))
 	{
 		pgstat_report_activity(STATE_RUNNING, "flushing history");
-		if (ak_flush_history(my_db))
+		flushed = ak_flush_history(my_db);
+		if (flushed)
 			ak_write_uses();
 		else
 			my_db->stalled = true;
 	}
 	schedule->next_history = now + ak_flush_interval * INT64CONST(1000);
+	return flushed;
 }
 
 static void
@@ -314,10 +320,12 @@ rollup_due(void)
 }
 
 static void
-sweep_due(Schedule *schedule, TimestampTz now)
+sweep_due(Schedule *schedule, int64 now)
 {
+	bool		flushed = flush_history_due(schedule, now);
+
 	pgstat_report_activity(STATE_RUNNING, "maintaining");
-	ak_maintain();
+	ak_maintain(flushed);
 	schedule->next_sweep = now + ak_sweep_interval * USECS_PER_SEC;
 }
 
@@ -330,7 +338,7 @@ static void
 sleep_until_due(AkFlush *flush, const Schedule *schedule)
 {
 	static uint32 wait_event = 0;
-	TimestampTz until = schedule->next_counts;
+	int64		until = schedule->next_counts;
 
 	if (wait_event == 0)
 		wait_event = ak_wait_event("ApikeysWorkerMain");
@@ -344,9 +352,7 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-														 until), 0),
-					 wait_event);
+					 ak_ms_until(until), wait_event);
 	ResetLatch(MyLatch);
 	my_db->worker_awake = true;
 }
@@ -358,7 +364,7 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 static void
 serve(AkFlush *flush)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = ak_elapsed();
 	Schedule	schedule = {
 		.next_counts = now,
 		.next_history = now,
@@ -376,10 +382,10 @@ serve(AkFlush *flush)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			hasten(&schedule, GetCurrentTimestamp());
+			hasten(&schedule, ak_elapsed());
 		}
 
-		now = GetCurrentTimestamp();
+		now = ak_elapsed();
 		if (my_db->urgent)
 			(void) ak_flush_counts(flush, AK_PASS_URGENT);
 		if (now >= schedule.next_counts)
@@ -390,8 +396,8 @@ serve(AkFlush *flush)
 			sweep_due(&schedule, now);
 		if (now >= schedule.next_history ||
 			(my_db->history_urgent && !my_db->stalled))
-			flush_history_due(&schedule, now);
-		if (GetCurrentTimestamp() >= ak_rollup_due(my_db))
+			(void) flush_history_due(&schedule, now);
+		if (now >= ak_rollup_due(my_db))
 			rollup_due();
 		if (now >= idle_at(&schedule) && !has_work(flush) &&
 			pg_atomic_read_u32(&my_db->refundable) == 0 &&
@@ -448,7 +454,7 @@ ak_worker_main(Datum arg)
 	{
 		(void) ak_incarnation_settle(db);
 		ak_rollup_visit(db);
-		ak_maintain();
+		ak_maintain(ak_history_is_empty(db));
 		proc_exit(0);
 	}
 

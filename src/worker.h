@@ -53,13 +53,13 @@ extern void ak_copy_history(const AkRecord **records, int n);
 /* rollup.c */
 extern int	ak_rollup_journal(const AkRecord **records, int n);
 extern void ak_rollup_noted(AkDatabase *db, int counts);
-extern TimestampTz ak_rollup_due(AkDatabase *db);
+extern int64 ak_rollup_due(AkDatabase *db);
 extern void ak_rollup_step(AkDatabase *db);
 extern void ak_rollup_close(AkDatabase *db);
 extern void ak_rollup_visit(AkDatabase *db);
 
 /* maintain.c */
-extern void ak_maintain(void);
+extern void ak_maintain(bool flushed);
 
 /* last_used.c */
 extern void ak_note_use(const pg_uuid_t *key_id, TimestampTz at);

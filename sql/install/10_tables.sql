@@ -92,7 +92,9 @@ CREATE TABLE apikeys.users (
     refill_since timestamptz,
     CONSTRAINT users_refill_check
         CHECK (CASE WHEN refill_amount IS NULL THEN num_nonnulls(refill_every, refill_day, refill_since) = 0
-               ELSE refill_since IS NOT NULL AND apikeys.is_refill(refill_every, refill_day) END)
+               ELSE refill_since IS NOT NULL AND apikeys.is_refill(refill_every, refill_day) END),
+    erased_at timestamptz,
+    CONSTRAINT users_erased_check CHECK (erased_at IS NULL OR deleted_at IS NOT NULL)
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.users', '');
 
@@ -118,6 +120,7 @@ COMMENT ON COLUMN apikeys.users.refill_amount IS 'What a refill raises the balan
 COMMENT ON COLUMN apikeys.users.refill_every IS 'Interval between refills';
 COMMENT ON COLUMN apikeys.users.refill_day IS 'Day of a refill: of the month (31 is the last one), or of the week (1 is Monday)';
 COMMENT ON COLUMN apikeys.users.refill_since IS 'When the refill was set up; set by a trigger';
+COMMENT ON COLUMN apikeys.users.erased_at IS 'When the person was erased (apikey_erase_user)';
 COMMENT ON INDEX apikeys.users_email_key IS 'Emails are unique among users not deleted, whatever their case';
 COMMENT ON INDEX apikeys.users_subject_id_key IS 'From a row of apikeys.usage to its user';
 COMMENT ON INDEX apikeys.users_plan_id_idx IS 'Users of a plan';
@@ -185,6 +188,8 @@ CREATE TABLE apikeys.keys (
     CONSTRAINT keys_refill_check
         CHECK (CASE WHEN refill_amount IS NULL THEN num_nonnulls(refill_every, refill_day, refill_since) = 0
                ELSE refill_since IS NOT NULL AND apikeys.is_refill(refill_every, refill_day) END),
+    erased_at timestamptz,
+    CONSTRAINT keys_erased_check CHECK (erased_at IS NULL OR deleted_at IS NOT NULL),
     CONSTRAINT keys_digest_key UNIQUE (digest),
     CONSTRAINT keys_previous_check
         CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
@@ -225,6 +230,7 @@ COMMENT ON COLUMN apikeys.keys.refill_amount IS 'What a refill raises the balanc
 COMMENT ON COLUMN apikeys.keys.refill_every IS 'Interval between refills';
 COMMENT ON COLUMN apikeys.keys.refill_day IS 'Day of a refill: of the month (31 is the last one), or of the week (1 is Monday)';
 COMMENT ON COLUMN apikeys.keys.refill_since IS 'When the refill was set up; set by a trigger';
+COMMENT ON COLUMN apikeys.keys.erased_at IS 'When the key''s user was erased; the key cannot be restored';
 COMMENT ON INDEX apikeys.keys_digest_key IS 'Verification: from the digest of a secret to its key';
 COMMENT ON INDEX apikeys.keys_previous_digest_key IS 'Verification in the grace after a regeneration';
 COMMENT ON INDEX apikeys.keys_api_id_idx IS 'Keys of an api, in order';
@@ -463,5 +469,20 @@ COMMENT ON COLUMN apikeys.rate_marks.subject_id IS 'Who is metered: keys.id or u
 COMMENT ON COLUMN apikeys.rate_marks.is_user IS 'Whether that is a user';
 COMMENT ON COLUMN apikeys.rate_marks.name_hash IS 'Hash of the rate''s name';
 COMMENT ON COLUMN apikeys.rate_marks.arrival IS 'Theoretical arrival time of the next request, in ns since 2000';
+
+-- A verification that began before its user was erased may reach the history
+-- after. Here the worker finds whose addresses it has to clear there.
+CREATE TABLE apikeys.erasures (
+    key_id uuid NOT NULL,
+    erased_at timestamptz NOT NULL DEFAULT now(),
+    noticed_at timestamptz,
+    CONSTRAINT erasures_pkey PRIMARY KEY (key_id)
+);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.erasures', '');
+
+COMMENT ON TABLE apikeys.erasures IS 'Keys of users erased lately, whose late history the worker clears; empty an hour or so after';
+COMMENT ON COLUMN apikeys.erasures.key_id IS 'The key';
+COMMENT ON COLUMN apikeys.erasures.erased_at IS 'When its user was erased';
+COMMENT ON COLUMN apikeys.erasures.noticed_at IS 'When the worker first saw the row; an hour later it is done';
 
 COMMENT ON CONSTRAINT keys_digest_key ON apikeys.keys IS 'A secret belongs to one key';

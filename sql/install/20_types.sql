@@ -25,7 +25,7 @@ COMMENT ON VIEW apikeys.plan_objects IS 'Plans as the functions show them';
 
 CREATE VIEW apikeys.user_objects AS
 SELECT u.id, u.name, u.email, u.plan_id, u.custom_start, u.is_disabled,
-       u.metadata, u.created_at, u.updated_at, u.deleted_at,
+       u.metadata, u.created_at, u.updated_at, u.deleted_at, u.erased_at,
        apikeys.balance(u.subject_id, 'user', u.credits, u.refill_amount,
                        u.refill_every, u.refill_day, u.refill_since) AS credits,
        u.refill_amount, u.refill_every, u.refill_day

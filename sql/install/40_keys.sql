@@ -403,6 +403,12 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF EXISTS (SELECT FROM apikeys.keys k
+                WHERE k.id = apikey_restore.id AND k.erased_at IS NOT NULL) THEN
+        RAISE EXCEPTION 'key "%" belonged to a user who was erased', apikey_restore.id
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Make a new key with apikey_create().';
+    END IF;
     UPDATE apikeys.keys k SET deleted_at = NULL
      WHERE k.id = apikey_restore.id AND k.deleted_at IS NOT NULL;
     IF NOT FOUND THEN
@@ -419,5 +425,5 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_restore(uuid) IS
 'Undo the deletion of a key.
 It works again with the secret it had, unless it is disabled or expired.
-Raises P0002 for a key that is unknown, purged or not deleted.';
+Raises P0002 for a key that is unknown, purged or not deleted; 55000 for one whose user was erased.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_restore(uuid) FROM PUBLIC;

@@ -27,7 +27,8 @@ BEGIN
            is_disabled = false,
            metadata = excluded.metadata,
            created_at = excluded.created_at,
-           deleted_at = NULL
+           deleted_at = NULL,
+           erased_at = NULL
      WHERE u.deleted_at IS NOT NULL;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'user "%" already exists', apikey_user_create.user_id

@@ -173,7 +173,7 @@ CREATE TRIGGER before_write BEFORE INSERT OR UPDATE OF id, api_id, name,
     user_id, plan_id, enabled, start, digest, previous_digest,
     previous_expires_at, permissions, allowed_ips, metadata, expires_at,
     created_at, updated_at, regenerated_at, deleted_at, roles, credits,
-    refill_amount, refill_every, refill_day
+    refill_amount, refill_every, refill_day, erased_at
     ON apikeys.keys
     FOR EACH ROW EXECUTE FUNCTION apikeys.keys_before_write();
 COMMENT ON TRIGGER before_write ON apikeys.keys IS 'Checks values, applies the plan to new keys and sets updated_at';
@@ -187,7 +187,7 @@ CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF id, api_id,
     name, user_id, plan_id, enabled, start, digest, previous_digest,
     previous_expires_at, permissions, allowed_ips, metadata, expires_at,
     created_at, updated_at, regenerated_at, deleted_at, roles, credits,
-    refill_amount, refill_every, refill_day
+    refill_amount, refill_every, refill_day, erased_at
     ON apikeys.keys
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.keys ENABLE ALWAYS TRIGGER announce_change;

@@ -102,3 +102,13 @@ SELECT id AS f, api_key AS f_key FROM apikey_create('f', plan_id => 'limits-free
 SELECT code, remaining FROM apikey_verify(:'f_key');
 RESET ROLE;
 SELECT current_usage, "limit", remaining FROM apikeys.live_usage WHERE key_id = :'f';
+-- Replaced by a faster one, a rate that was used up does not refuse for as long
+-- as the slow one would have.
+SET ROLE regress_app;
+SELECT id AS g, api_key AS g_key FROM apikey_create('g') \gset
+SELECT count(*) FROM apikey_limit_set('r', 1, '1 day', key_id => :'g');
+SELECT v.code FROM generate_series(1, 2) n, LATERAL apikey_verify(:'g_key', n::text) v;
+SELECT count(*) FROM apikey_limit_set('r', 10, '1 s', 1, key_id => :'g');
+SELECT code, retry_after <= '100 ms' AS soon FROM apikey_verify(:'g_key');
+RESET ROLE;
+CALL test.until(format('(apikey_verify(%L)).valid', :'g_key'));

@@ -56,6 +56,8 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT apikey_user_create(''gil'', plan_id => ''grants'')'),
     ('SELECT apikey_user_update(''gus'', ''{"plan_id": "grants"}'')'),
     ('SELECT apikey_user_delete(''gus'')'),
+    ('SELECT apikey_revoke(''gus'')'),
+    ('SELECT apikey_erase_user(''gus'')'),
     ('SELECT apikey_role_list()'),
     ('SELECT apikey_role_create(''r'', ''{docs.*}'')'),
     ('SELECT apikey_role_update(''grants'', ''{"permissions": ["docs.read"]}'')'),
@@ -159,7 +161,9 @@ SELECT count(*) > 0 FROM apikey_usage_series(:'id', 'month');
 SELECT count(*) > 0 FROM apikey_user_usage_series('tim', interval '1 day');
 SELECT count(*) FROM apikey_regenerate(:'id');
 SELECT count(*) FROM apikey_delete(:'id');
+SELECT apikey_revoke('tim', 'trap', 'default');
 SELECT count(*) FROM apikey_user_delete('tim');
+SELECT name FROM apikey_erase_user('tim');
 SELECT count(*) FROM apikey_plan_delete('trap');
 SELECT count(*) FROM apikey_role_delete('trap');
 RESET search_path;
