@@ -64,7 +64,7 @@ sub crash
 	  issue($node, 'postgres', "'key', plan_id => '$round'");
 
 	# A third of the quota, and then in the middle of it.
-	my @runs = start_clients($secret, $round, $limit > 100 ? 0.002 : 0.05);
+	my @runs = start_clients($secret, $round, $limit > 100 ? 0.002 : 0.3);
 	ok(until_true(sub { told($round) >= $limit / 3 }),
 		"clients verify ($name)");
 	$kill->();
