@@ -449,8 +449,12 @@ apikey_settle(PG_FUNCTION_ARGS)
 	}
 	PG_CATCH();
 	{
+		/* It may have been settled, and not be known to be durable yet. */
+		end_record(&claimed, AK_SETTLED, actual_cost, &record.record);
 		if (!charge.changed)
 			unclaim(ak_catalog()->db, &claimed);
+		else if (actual_cost < claimed.max_cost)
+			(void) ak_history_append(ak_catalog()->db, &record.record, true);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
@@ -573,8 +577,8 @@ ak_reservations_held(AkDatabase *db, AkReservation **held)
 }
 
 /*
- * Put a reservation back that was held when the meter was closed.  Errors:
- * 53400 if there is no room.
+ * Put a reservation back that was held when the meter was closed.  If there is
+ * no room for it, it stays charged.
  */
 void
 ak_reservations_put(AkDatabase *db, const AkReservation *held)
@@ -594,9 +598,10 @@ ak_reservations_put(AkDatabase *db, const AkReservation *held)
 	}
 	LWLockRelease(ak_shared->reservations);
 	if (r == NULL)
-		ereport(ERROR,
+		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("there is no room for the reservations that were held when the meter was closed"),
+				 errmsg("there is no room for a reservation that was held when the meter was closed"),
+				 errdetail("Its %lld stay charged.", (long long) held->max_cost),
 				 errhint("Raise \"%s\" (now %d) and restart the server.",
 						 "apikeys.max_reservations", ak_max_reservations)));
 }

@@ -12,8 +12,8 @@ SELECT s.subject, s.subject_id, k.id AS key_id,
        apikeys.period_end(s.period, coalesce(o.custom_start, ku.custom_start, '-infinity'), s.period_start) AS reset_time,
        c.current_usage,
        CASE WHEN p.request_period = s.period THEN p.max_requests END AS "limit",
-       CASE WHEN s.period = 'credits'
-            THEN greatest(apikeys.balance(k.id, 'key', k.credits, k.refill_amount, k.refill_every,
+       CASE WHEN s.period = 'credits' AND coalesce(k.credits, o.credits) IS NOT NULL
+            THEN greatest(0, apikeys.balance(k.id, 'key', k.credits, k.refill_amount, k.refill_every,
                                           k.refill_day, k.refill_since),
                           apikeys.balance(o.subject_id, 'user', o.credits, o.refill_amount, o.refill_every,
                                           o.refill_day, o.refill_since))

@@ -3,7 +3,7 @@
 -- written to the ledger like any other grant.
 
 CREATE FUNCTION apikeys.credits_before_write() RETURNS trigger
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -44,8 +44,20 @@ BEGIN
             MESSAGE = refusal[1], HINT = refusal[2];
     END IF;
 
-    -- Refills that were due before are not made up for. A restored row keeps
-    -- what it says.
+    -- A refill that is due is applied before its terms change.
+    IF TG_OP = 'UPDATE' AND OLD.credits IS NOT NULL AND OLD.refill_amount IS NOT NULL
+        AND (NEW.credits IS NULL OR
+             (NEW.refill_amount, NEW.refill_every, NEW.refill_day)
+             IS DISTINCT FROM (OLD.refill_amount, OLD.refill_every, OLD.refill_day)) THEN
+        PERFORM FROM apikeys.credit_account(
+            (to_jsonb(OLD) ->> CASE TG_TABLE_NAME WHEN 'keys' THEN 'id' ELSE 'subject_id' END)::uuid,
+            CASE TG_TABLE_NAME WHEN 'keys' THEN 'key' ELSE 'user' END,
+            OLD.credits, OLD.refill_amount, OLD.refill_every, OLD.refill_day,
+            OLD.refill_since, true);
+    END IF;
+
+    -- Refills that were due before the terms held are not made up for. A
+    -- restored row keeps what it says.
     IF NEW.refill_amount IS NULL THEN
         NEW.refill_since := NULL;
     ELSIF TG_OP = 'INSERT' THEN
@@ -280,9 +292,28 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_ledger(uuid, int, uuid) IS
 'List what has changed the credits and counts of a key other than requests, newest first.
-A page holds page_size rows, at most 1,000; the next one is asked for with before, the last id seen. An unknown id gives no row; what a user''s keys share is under users.subject_id.
+A page holds page_size rows, at most 1,000; the next one is asked for with before, the last id seen. An unknown id gives no row; what a user''s keys share is in apikey_user_ledger.
 Raises 22023 for a page that cannot be.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_ledger(uuid, int, uuid) FROM PUBLIC;
+
+CREATE FUNCTION @extschema@.apikey_user_ledger(user_id text, page_size int = 100, before uuid = NULL)
+RETURNS SETOF apikeys.ledger
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT l.* FROM apikeys.users u,
+               LATERAL @extschema@.apikey_ledger(u.subject_id,
+                   apikey_user_ledger.page_size, apikey_user_ledger.before) l
+         WHERE u.id = apikey_user_ledger.user_id;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.apikey_user_ledger(text, int, uuid) IS
+'List what has changed the credits and counts that the keys of a user share other than requests, newest first.
+As apikey_ledger. An unknown id gives no row.
+Raises 22023 for a page that cannot be.';
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_ledger(text, int, uuid) FROM PUBLIC;
 
 -- Counts.
 

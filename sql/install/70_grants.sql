@@ -13,7 +13,7 @@ DECLARE
         apikey_usage, apikey_requests, apikey_plan_get, apikey_plan_list,
         apikey_plan_usage, apikey_user_get, apikey_user_list,
         apikey_user_usage, apikey_user_requests, apikey_role_list,
-        apikey_limit_list, apikey_ledger, apikey_usage_series,
+        apikey_limit_list, apikey_ledger, apikey_user_ledger, apikey_usage_series,
         apikey_user_usage_series}';
     managing CONSTANT text[] := viewing || '{apikey_create, apikey_update,
         apikey_delete, apikey_restore, apikey_regenerate, apikey_plan_create,

@@ -131,6 +131,13 @@ SET ROLE regress_app;
 SELECT refill_amount, refill_every FROM apikey_update(:'id', '{"refill_amount": null, "refill_every": null, "refill_day": null}');
 SELECT refill_amount, refill_day FROM apikey_user_update('credits', '{"refill_amount": 7, "refill_every": "7 days", "refill_day": 1}');
 
+-- What is due comes before other terms hold.
+SELECT id AS due, api_key AS due_key FROM apikey_create('due', refill_amount => 5, refill_every => '1 second') \gset
+SELECT code FROM apikey_verify(:'due_key', cost => 5);
+CALL test.until(format('(SELECT credits = 5 FROM apikey_get(%L))', :'due'));
+SELECT credits, refill_amount FROM apikey_update(:'due', '{"refill_amount": 9, "refill_every": "1 month"}');
+SELECT operation, amount FROM apikey_user_ledger('credits');
+
 -- What cannot be.
 SELECT c AS call, test.refusal(format('SELECT apikey_credits(%L, %s)', :'id', c))
   FROM unnest(ARRAY['''set'', -1', '''add'', -1', '''add'', NULL', '''subtract'', NULL', 'NULL, 1', '''Set'', 1', '''double'', 1',

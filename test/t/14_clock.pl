@@ -141,11 +141,15 @@ sql("SELECT apikey_limit_set('slow', 2, '1 hour', key_id => '$slow_id');
 	 SELECT apikey_limit_set('fast', 10, '1 s', burst => 2, key_id => '$fast_id');
 	 SELECT apikey_limit_set('mark', 1, '3 s', key_id => '$mark_id')");
 
+my ($paid_id, $paid) =
+  issue($node, 'postgres', q('paid', refill_amount => 5, refill_every => '24 hours'));
+
 sub period_start { return sql("SELECT period_start FROM apikey_usage('$quota_id')") }
 
 my $today = period_start();
 is(verify_times($node, 'postgres', $quota, 10), 5, 'today\'s quota');
 is(verify_times($node, 'postgres', $slow, 10), 2, 'a rate');
+is(verify_times($node, 'postgres', $paid, 10), 5, 'credits');
 is(verify($node, 'postgres', $_), 'VALID', 'a key that expires today')
   foreach ($expiring, $deleted);
 flushes('before');
@@ -158,6 +162,7 @@ is(verify_times($node, 'postgres', $quota, 3), 3, 'a new period begins');
 is( sql("SELECT period_start - '$today' FROM apikey_usage('$quota_id')"),
 	'1 day', 'tomorrow\'s');
 is(verify_times($node, 'postgres', $slow, 10), 2, 'a rate is full again');
+is(verify_times($node, 'postgres', $paid, 3), 3, 'credits refill');
 is(verify_times($node, 'postgres', $fast, 2), 2, 'a fast one is used');
 is(verify($node, 'postgres', $expiring), 'EXPIRED', 'an expired key is refused');
 flushes('a day ahead');
@@ -177,6 +182,7 @@ is_ahead_by(0, 'back');
 is(period_start(), $tomorrow, 'the period does not go back');
 is(verify_times($node, 'postgres', $quota, 10), 2, 'what is left of it is admitted');
 is(verify($node, 'postgres', $quota), 'USAGE_EXCEEDED', 'and no more');
+is(verify_times($node, 'postgres', $paid, 10), 2, 'credits keep what is left');
 is(verify($node, 'postgres', $expiring), 'EXPIRED', 'a key that was swept stays so');
 is(verify($node, 'postgres', $deleted), 'EXPIRED', 'and one that was deleted after its expiry');
 isnt(sql("SELECT status FROM apikey_whoami('$deleted')"), 'active', 'also to whoami');
@@ -300,6 +306,7 @@ set_clock(0);
 is(verify_times($node, 'postgres', $quota, 10), 0, 'today is used up');
 set_clock($day);
 is(verify_times($node, 'postgres', $quota, 10), 0, 'and so is tomorrow');
+is(verify_times($node, 'postgres', $paid, 10), 0, 'whose refill has come already');
 $node->stop('immediate');
 set_clock(-$day);
 ok(start_with_clock(), 'after a crash, yesterday again');
@@ -308,6 +315,8 @@ flushes('after all of that');
 is( sql(q(SELECT string_agg(current_usage::text, ' ' ORDER BY period_start)
 		    FROM apikeys.usage u JOIN apikeys.users s USING (subject_id) WHERE s.id = 'quota')),
 	'5 5 5', 'no period has admitted more than its quota');
+is( sql("SELECT string_agg(amount::text, ' ') FROM apikeys.ledger WHERE subject_id = '$paid_id' AND operation = 'refill'"),
+	'5', 'and credits were refilled once');
 
 $node->stop;
 done_testing();
