@@ -26,7 +26,7 @@ my $dir = PostgreSQL::Test::Utils::tempdir;
 $node->safe_psql(
 	'postgres', q(
 	SELECT apikey_plan_create('Plan', 100000000, 'year', plan_id => 'plan');
-	SELECT apikey_limit_set('rate', 100000000, '10000 days', plan_id => 'plan')));
+	SELECT apikey_limit_set('rate', 10000000, '36500 days', plan_id => 'plan')));
 my ($id, $secret) = issue($node, 'postgres', q('key', plan_id => 'plan'));
 
 sub call
@@ -91,23 +91,36 @@ my @kinds = (
 srand(20260101);
 my $kept = 0;
 my @runs;
+my $terminated = 25;
 foreach my $client (1 .. $clients)
 {
-	my $script = '';
-	foreach (1 .. $times)
+	foreach my $session (1 .. $terminated)
 	{
-		my @costs = map { 1 + int(rand(1000)) } 1 .. 3;
-		my $kind = $kinds[ int(rand(@kinds)) ];
+		my $script = '';
+		foreach (2 .. $times / $terminated)
+		{
+			my @costs = map { 1 + int(rand(1000)) } 1 .. 3;
+			my $kind = $kinds[ int(rand(@kinds)) ];
 
-		$script .= $kind->[1](@costs) . "\n";
-		$kept += $kind->[2](@costs);
+			$script .= $kind->[1](@costs) . "\n";
+			$kept += $kind->[2](@costs);
+		}
+
+		# Each session is terminated in the middle of its last transaction.
+		append_to_file("$dir/$client.$session.sql",
+			$script . 'BEGIN;' . call(1 + int(rand(1000)))
+			  . "SAVEPOINT s;SELECT pg_terminate_backend(pg_backend_pid());\n");
 	}
-	append_to_file("$dir/$client.sql", $script);
 	push @runs, IPC::Run::start(
-		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-f', "$dir/$client.sql" ],
+		[
+			'sh', '-c', 'n=1; while [ $n -le "$2" ]; do psql -XAtq -d "$1" -f "$3.$n.sql"; n=$((n + 1)); done',
+			'sh', $node->connstr('postgres'), $terminated, "$dir/$client"
+		],
 		'<', \undef, '>', "$dir/$client.out", '2>', "$dir/$client.err");
 }
-$_->finish foreach @runs;
+eval { $_->finish } foreach @runs;
+is(scalar(map { slurp_file("$dir/$_.err") =~ /terminating connection/g } 1 .. $clients),
+	$clients * $terminated, 'sessions were terminated');
 is(scalar(grep { -s "$dir/$_.out" } 1 .. $clients),
 	$clients, 'all clients verified');
 is(usage($node, 'postgres', $id), $kept,
