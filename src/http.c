@@ -164,7 +164,8 @@ raise_standby(void)
 	ereport(ERROR,
 			(errcode(AK_ERRCODE_PGRST),
 			 errmsg_internal("{\"code\":\"25006\",\"message\":\"this server is a standby and keeps no counts\",\"details\":null,\"hint\":null}"),
-			 errdetail_internal("{\"status\":503,\"headers\":{}}")));
+			 errdetail_internal("{\"status\":503,\"headers\":{}}"),
+			 errhidestmt(true), errhidecontext(true)));
 }
 
 /*
