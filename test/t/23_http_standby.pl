@@ -29,7 +29,6 @@ $primary->backup('b');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($primary, 'b', has_streaming => 1);
 $standby->start;
-$primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 
 my ($url) = start_postgrest($standby, 'db-channel-enabled' => 'false',
 	'db-pre-request' => 'public.apikey_authenticate');
