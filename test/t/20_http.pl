@@ -54,12 +54,15 @@ sub with
 }
 
 # Tests the status of a request, and returns the answer.
+my $answers = '';
+
 sub is_status
 {
 	my ($status, $name, $path, @arguments) = @_;
 	my $answer = ask("$url$path", @arguments);
 
 	is($answer->{status}, $status, $name) or diag($answer->{all});
+	$answers .= $answer->{all};
 	return $answer;
 }
 
@@ -105,7 +108,13 @@ is_status(404, 'or ask for what is not there', '/nothing', with($alice));
 is_status(400, 'or fail', '/notes?id=eq.x', with($alice));
 is(usage($node, 'postgres', $alice_id), 5, 'all are charged');
 is_status(200, 'HEAD', '/notes', with($alice, '-I'));
-is(usage($node, 'postgres', $alice_id), 6, 'is charged too');
+is_status(200, 'a client that wants a rollback', '/notes',
+	with($alice, '-H', 'Prefer: tx=rollback'));
+is_status(200, 'a client that wants CSV', '/notes',
+	with($alice, '-H', 'Accept: text/csv'));
+is_status(401, 'a client that wants another schema', '/notes',
+	'-H', 'Accept-Profile: api');
+is(usage($node, 'postgres', $alice_id), 8, 'are charged too');
 is_status(200, 'the OpenAPI description needs a key', '/', with($alice));
 
 # ----- Refusals -----
@@ -171,6 +180,12 @@ is_status(200, 'OPTIONS', '/notes', with($alice, '-X', 'OPTIONS'));
 is_status(400, 'a header of 1 MB', '/notes', '-H', "\@$dir/big");
 is_status(400, 'a body that is no JSON', '/notes',
 	with($alice, @json, '-d', '{"body": '));
+is_status(415, 'a type of answer that PostgREST does not know', '/notes',
+	with($alice, '-H', 'Accept: foo/bar'));
+is_status(406, 'a schema that is not exposed', '/notes',
+	with($alice, '-H', 'Accept-Profile: apikeys'));
+is_status(404, 'the function itself', '/rpc/apikey_authenticate',
+	with($alice, '-X', 'POST'));
 is_status(405, 'a method that is none', '/notes', with($alice, '-X', 'TRACE'));
 is_status(400, 'a type of body that PostgREST does not know', '/notes',
 	with($alice, '-H', 'Content-Type: foo/bar', '-d', 'x'));
@@ -245,8 +260,10 @@ $node->stop;
 my $logged = slurp_file($node->logfile);
 like($logged, qr/request\.headers|set_config/, 'the server log has requests');
 unlike($logged, qr/"code":"MALFORMED"/, 'refusals are not logged');
+like($answers, qr/alice/, 'there were answers');
 foreach my $secret ($alice, $bob, $second, $here, $slow, $off, $race)
 {
+	unlike($answers, qr/\Q$secret\E/, 'no secret in an answer');
 	unlike($logged, qr/\Q$secret\E/, 'no secret in the log of the server');
 	unlike(slurp_file($log), qr/\Q$secret\E/, 'nor of PostgREST');
 }
