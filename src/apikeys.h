@@ -14,6 +14,10 @@
  *					 credits.c: when they refill)
  *	  meter.c		 count, in shared memory
  *	  history.c		 remember, in shared memory
+ *	  current.c		 who is calling, for the rest of the transaction
+ *
+ * http.c asks on behalf of an HTTP request, which PostgREST describes in
+ * settings (http_address.c, http_headers.c).
  *
  * and one background worker a database (launcher.c, worker.c) makes the last
  * two durable (flush.c), counts by hour and day (rollup.c) and tidies up
@@ -398,6 +402,7 @@ typedef struct AkPlan
 	Interval	lifetime;
 	int32		max_keys_per_user;	/* -1: any number */
 	AkRates		rates;			/* good until the next look-up of a plan */
+	char		http_role[NAMEDATALEN]; /* empty: none */
 } AkPlan;
 
 typedef struct AkUser
@@ -418,6 +423,7 @@ typedef struct AkApi
 	bool		exists;
 	char		default_plan_id[AK_ID_LEN]; /* empty: none */
 	char		default_prefix[AK_PREFIX_MAX + 1];	/* empty: none */
+	char		http_role[NAMEDATALEN]; /* empty: none */
 } AkApi;
 
 typedef struct AkRole
@@ -797,6 +803,34 @@ extern void ak_record_prepare(AkRecord *record, TimestampTz now, int64 cost,
 							  const inet *ip_address, NullableDatum endpoint,
 							  NullableDatum method, NullableDatum tags);
 
+/* ----- verify.c: the decision, for other callers than apikey_verify() ----- */
+
+typedef struct AkAsked
+{
+	NullableDatum secret;		/* text, as are the next two */
+	NullableDatum endpoint;
+	NullableDatum method;
+	const inet *ip_address;		/* NULL: not told */
+	int64		cost;
+	char	   *permissions;	/* expression, checked; NULL: none asked for */
+	char	   *api_id;			/* NULL: any */
+} AkAsked;
+
+typedef struct AkDecided
+{
+	AkOutcome	outcome;
+	TimestampTz now;
+	const AkKey *key;			/* NULL: not known, as is the next */
+	const AkSubject *subject;
+	const AkCharge *charge;		/* NULL: no limit was looked at */
+} AkDecided;
+
+extern void ak_verify(const AkAsked *asked, AkDecided *decided);
+
+/* ----- current.c ----- */
+
+extern void ak_current_remember(const AkKey *key, const AkSubject *subject);
+
 /* ----- waiting for the worker (wait.c) ----- */
 
 typedef struct AkWait
@@ -846,6 +880,11 @@ extern int	ak_last_used_interval;	/* s */
 extern int	ak_request_id_window;	/* s */
 
 extern bool ak_redact_log;
+extern char *ak_http_header;
+extern char *ak_http_api;
+extern char *ak_http_public_paths;
+extern char *ak_trusted_proxies;
+extern bool ak_legacy_rate_headers;
 
 extern void ak_define_settings(void);
 

@@ -30,6 +30,13 @@
 #define ak_owns_database(dboid, role) pg_database_ownercheck(dboid, role)
 #endif
 
+/* 16 tells who may set a role from who inherits it. */
+#if PG_VERSION_NUM >= 160000
+#define ak_may_set_role(member, role) member_can_set_role(member, role)
+#else
+#define ak_may_set_role(member, role) is_member_of_role(member, role)
+#endif
+
 /* 17 lets an extension name what it waits for. */
 #if PG_VERSION_NUM >= 170000
 #define ak_wait_event(name) WaitEventExtensionNew(name)

@@ -11,7 +11,7 @@
 
 #include "utils/guc.h"
 
-#include "apikeys.h"
+#include "http.h"
 
 char	   *ak_default_prefix;
 int			ak_max_tracked_keys;
@@ -32,6 +32,11 @@ int			ak_worker_idle_timeout;
 int			ak_last_used_interval;
 int			ak_request_id_window;
 bool		ak_redact_log;
+char	   *ak_http_header;
+char	   *ak_http_api;
+char	   *ak_http_public_paths;
+char	   *ak_trusted_proxies;
+bool		ak_legacy_rate_headers;
 
 static const struct config_enum_entry overflow_options[] = {
 	{"wait", AK_OVERFLOW_WAIT, false},
@@ -46,6 +51,27 @@ check_default_prefix(char **newval, void **extra, GucSource source)
 		return true;
 	GUC_check_errdetail("A prefix is 1 to %d letters, digits or underscores.",
 						AK_PREFIX_MAX);
+	return false;
+}
+
+static bool
+check_http_header(char **newval, void **extra, GucSource source)
+{
+	Size		length = strspn(*newval, "abcdefghijklmnopqrstuvwxyz"
+								"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_");
+
+	if (length > 0 && (*newval)[length] == '\0')
+		return true;
+	GUC_check_errdetail("A header's name is made of letters, digits, \"-\" and \"_\".");
+	return false;
+}
+
+static bool
+check_trusted_proxies(char **newval, void **extra, GucSource source)
+{
+	if (ak_addresses_are_valid(*newval))
+		return true;
+	GUC_check_errdetail("The value is a list of IP addresses and networks.");
 	return false;
 }
 
@@ -148,5 +174,32 @@ ak_define_settings(void)
 							 NULL,
 							 &ak_redact_log, true,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("apikeys.http_header",
+							   "Header of an HTTP request that holds the API key.",
+							   NULL,
+							   &ak_http_header, "x-api-key",
+							   PGC_SUSET, 0,
+							   check_http_header, NULL, NULL);
+	DefineCustomStringVariable("apikeys.http_api",
+							   "The api whose keys are accepted over HTTP; empty accepts those of any.",
+							   NULL,
+							   &ak_http_api, "default",
+							   PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("apikeys.http_public_paths",
+							   "Paths that apikey_authenticate lets pass without a key.",
+							   "They are compared as a whole, and run as the role they came with.",
+							   &ak_http_public_paths, "/rpc/apikey_check",
+							   PGC_SUSET, GUC_LIST_INPUT, NULL, NULL, NULL);
+	DefineCustomStringVariable("apikeys.trusted_proxies",
+							   "Proxies whose word about the client's address is taken.",
+							   "Empty: X-Forwarded-For is ignored. Else whatever reaches PostgREST must come through one of them.",
+							   &ak_trusted_proxies, "",
+							   PGC_SUSET, GUC_LIST_INPUT,
+							   check_trusted_proxies, NULL, NULL);
+	DefineCustomBoolVariable("apikeys.legacy_rate_headers",
+							 "Sends X-RateLimit-* headers too.",
+							 NULL,
+							 &ak_legacy_rate_headers, false,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("apikeys");
 }

@@ -169,6 +169,15 @@ keep_rates(Memory *memory, const AkRates *rates)
 	return kept;
 }
 
+/* The name of a database role; empty for NULL.  Longer ones are no role's. */
+static void
+copy_role(char role[NAMEDATALEN], Datum value, bool isnull)
+{
+	role[0] = '\0';
+	if (!isnull)
+		text_to_cstring_buffer(DatumGetTextPP(value), role, NAMEDATALEN);
+}
+
 /* ----- plans ----- */
 
 static Memory plans = {.name = "apikeys plans",.entry_size = sizeof(AkPlan)};
@@ -198,6 +207,8 @@ visit_plan(Relation rel, HeapTuple tuple, void *arg)
 		plan->lifetime = *DatumGetIntervalP(value);
 	value = column_of(rel, tuple, "max_keys_per_user", &isnull);
 	plan->max_keys_per_user = isnull ? -1 : DatumGetInt32(value);
+	value = column_of(rel, tuple, "http_role", &isnull);
+	copy_role(plan->http_role, value, isnull);
 	return false;
 }
 
@@ -326,6 +337,8 @@ visit_api(Relation rel, HeapTuple tuple, void *arg)
 	if (!isnull)
 		strlcpy(api->default_prefix, TextDatumGetCString(value),
 				sizeof(api->default_prefix));
+	value = column_of(rel, tuple, "http_role", &isnull);
+	copy_role(api->http_role, value, isnull);
 	return false;
 }
 

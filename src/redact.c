@@ -18,7 +18,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/elog.h"
 
-#include "apikeys.h"
+#include "http.h"
 
 static emit_log_hook_type prev_emit_log = NULL;
 
@@ -55,6 +55,11 @@ emit_log(ErrorData *edata)
 	}
 	if (prev_emit_log)
 		prev_emit_log(edata);
+
+	/* A refused request is no fault of the server: the history has it. */
+	if (edata->sqlerrcode == AK_ERRCODE_PGRST && edata->hide_stmt &&
+		edata->hide_ctx)
+		edata->output_to_server = false;
 }
 
 void

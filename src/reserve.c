@@ -261,6 +261,9 @@ apikey_reserve(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 
+	if (decision.outcome == AK_VALID)
+		ak_current_remember(&decision.key, &decision.subject);
+
 	/* A standby admits what is unlimited, and holds nothing of it. */
 	if (decision.outcome == AK_VALID && decision.is_metered)
 		keep_reservation(&id, &decision, request.cost);

@@ -492,6 +492,8 @@ apikey_verify(PG_FUNCTION_ARGS)
 					  fcinfo->args[ARG_METHOD], fcinfo->args[ARG_TAGS]);
 
 	ak_decide(&request, &decision);
+	if (decision.outcome == AK_VALID)
+		ak_current_remember(&decision.key, &decision.subject);
 	ak_answer(&request, &decision, values, nulls);
 
 	desc = lookup_rowtype_tupdesc(result_type(fcinfo->flinfo), -1);
@@ -499,6 +501,39 @@ apikey_verify(PG_FUNCTION_ARGS)
 	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 	ReleaseTupleDesc(desc);
 	PG_RETURN_DATUM(result);
+}
+
+/*
+ * The same decision for other callers; what is decided about is in the current
+ * memory context.  Errors: as apikey_verify(), but for arguments.
+ */
+void
+ak_verify(const AkAsked *asked, AkDecided *decided)
+{
+	RecordSpace record;
+	Request		request = {
+		.secret = asked->secret,
+		.ip_address = asked->ip_address,
+		.cost = asked->cost,
+		.permissions = asked->permissions,
+		.api_id = asked->api_id,
+		.now = GetCurrentTimestamp(),
+		.record = &record.record
+	};
+	Decision   *decision = palloc(sizeof(Decision));
+
+	ak_record_prepare(request.record, request.now, request.cost,
+					  request.ip_address, asked->endpoint, asked->method,
+					  (NullableDatum) {.isnull = true});
+	ak_decide(&request, decision);
+	if (decision->outcome == AK_VALID)
+		ak_current_remember(&decision->key, &decision->subject);
+
+	decided->outcome = decision->outcome;
+	decided->now = request.now;
+	decided->key = decision->key_is_known ? &decision->key : NULL;
+	decided->subject = decision->key_is_known ? &decision->subject : NULL;
+	decided->charge = decision->is_metered ? &decision->charge : NULL;
 }
 
 /*

@@ -23,7 +23,9 @@ CREATE TABLE apikeys.plans (
         CONSTRAINT plans_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    deleted_at timestamptz
+    deleted_at timestamptz,
+    http_role text
+        CONSTRAINT plans_http_role_check CHECK (octet_length(http_role) BETWEEN 1 AND 63)
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.plans', '');
 
@@ -42,6 +44,7 @@ COMMENT ON COLUMN apikeys.plans.metadata IS 'The application''s own data, a JSON
 COMMENT ON COLUMN apikeys.plans.created_at IS 'When the plan was made';
 COMMENT ON COLUMN apikeys.plans.updated_at IS 'When the plan was last changed';
 COMMENT ON COLUMN apikeys.plans.deleted_at IS 'When the plan was deleted; its keys are refused from then on';
+COMMENT ON COLUMN apikeys.plans.http_role IS 'Database role that requests over HTTP run as; NULL takes the api''s';
 COMMENT ON INDEX apikeys.plans_metadata_idx IS 'Containment searches in metadata (@>)';
 
 CREATE TABLE apikeys.apis (
@@ -54,7 +57,9 @@ CREATE TABLE apikeys.apis (
         CONSTRAINT apis_default_plan_id_fkey REFERENCES apikeys.plans (id),
     metadata jsonb NOT NULL DEFAULT '{}'
         CONSTRAINT apis_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    http_role text
+        CONSTRAINT apis_http_role_check CHECK (octet_length(http_role) BETWEEN 1 AND 63)
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.apis', '');
 
@@ -65,6 +70,7 @@ COMMENT ON COLUMN apikeys.apis.default_prefix IS 'Prefix of new secrets; NULL ta
 COMMENT ON COLUMN apikeys.apis.default_plan_id IS 'Plan of keys that have none, neither of their own nor through their user';
 COMMENT ON COLUMN apikeys.apis.metadata IS 'The application''s own data, a JSON object';
 COMMENT ON COLUMN apikeys.apis.created_at IS 'When the api was made';
+COMMENT ON COLUMN apikeys.apis.http_role IS 'Database role that requests over HTTP run as, where the plan names none; NULL keeps PostgREST''s';
 
 CREATE TABLE apikeys.users (
     id text PRIMARY KEY

@@ -19,7 +19,7 @@ COMMENT ON VIEW apikeys.key_objects IS 'Keys as the functions show them: with a 
 CREATE VIEW apikeys.plan_objects AS
 SELECT p.id, p.name, p.description, p.max_requests, p.request_period,
        p.is_active, p.key_lifetime, p.max_keys_per_user, p.metadata,
-       p.created_at, p.updated_at, p.deleted_at
+       p.created_at, p.updated_at, p.deleted_at, p.http_role
   FROM apikeys.plans p;
 COMMENT ON VIEW apikeys.plan_objects IS 'Plans as the functions show them';
 

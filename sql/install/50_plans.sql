@@ -16,7 +16,7 @@ COMMENT ON COLUMN apikeys.plan_usage_report.period IS 'Unit of the period';
 CREATE FUNCTION @extschema@.apikey_plan_create(name text, max_requests bigint = NULL,
     request_period text = 'month', plan_id text = NULL, description text = NULL,
     is_active boolean = true, metadata jsonb = '{}', key_lifetime interval = NULL,
-    max_keys_per_user int = NULL)
+    max_keys_per_user int = NULL, http_role text = NULL)
 RETURNS apikeys.plan_objects
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -25,12 +25,14 @@ DECLARE
     new_id text := coalesce(apikey_plan_create.plan_id, apikeys.uuidv7()::text);
 BEGIN
     INSERT INTO apikeys.plans AS p (id, name, description, max_requests,
-        request_period, is_active, key_lifetime, max_keys_per_user, metadata)
+        request_period, is_active, key_lifetime, max_keys_per_user, metadata,
+        http_role)
     VALUES (new_id, apikey_plan_create.name, apikey_plan_create.description,
         apikey_plan_create.max_requests, apikey_plan_create.request_period,
         apikey_plan_create.is_active, apikey_plan_create.key_lifetime,
         apikey_plan_create.max_keys_per_user,
-        coalesce(apikey_plan_create.metadata, '{}'))
+        coalesce(apikey_plan_create.metadata, '{}'),
+        apikey_plan_create.http_role)
     ON CONFLICT ON CONSTRAINT plans_pkey DO UPDATE
        SET name = excluded.name,
            description = excluded.description,
@@ -40,6 +42,7 @@ BEGIN
            key_lifetime = excluded.key_lifetime,
            max_keys_per_user = excluded.max_keys_per_user,
            metadata = excluded.metadata,
+           http_role = excluded.http_role,
            created_at = excluded.created_at,
            deleted_at = NULL
      WHERE p.deleted_at IS NOT NULL;
@@ -51,11 +54,11 @@ BEGIN
     RETURN (SELECT p FROM apikeys.plan_objects p WHERE p.id = new_id);
 END
 $$;
-COMMENT ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int) IS
+COMMENT ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int, text) IS
 'Create a plan.
-max_requests is the quota per request_period (minute, hour, day, week, month or year); NULL or -1 is unlimited. plan_id defaults to a uuid; the id of a deleted plan revives it with the new values. key_lifetime is how long a new key lives, max_keys_per_user how many a user may hold; NULL is no limit.
-Raises 23505 if the plan exists, 22023 or 23502 for a value that cannot be.';
-REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int) FROM PUBLIC;
+max_requests is the quota per request_period (minute, hour, day, week, month or year); NULL or -1 is unlimited. plan_id defaults to a uuid; the id of a deleted plan revives it with the new values. key_lifetime is how long a new key lives, max_keys_per_user how many a user may hold; NULL is no limit. http_role is the database role that requests over HTTP run as, one that the caller could set.
+Raises 23505 if the plan exists, 22023 or 23502 for a value that cannot be, 42704 or 42501 for an http_role that does not exist or may not be given.';
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int, text) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_plan_get(plan_id text) RETURNS SETOF apikeys.plan_objects
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
@@ -100,7 +103,7 @@ BEGIN
         '{"name": "label", "description": "string?", "max_requests": "bigint?",
           "request_period": "string", "is_active": "boolean",
           "key_lifetime": "interval?", "max_keys_per_user": "int?",
-          "metadata": "object?"}');
+          "metadata": "object?", "http_role": "string?"}');
 
     SELECT p.* INTO changed FROM apikeys.plans p
      WHERE p.id = apikey_plan_update.plan_id AND p.deleted_at IS NULL
@@ -118,15 +121,16 @@ BEGIN
            is_active = changed.is_active,
            key_lifetime = changed.key_lifetime,
            max_keys_per_user = changed.max_keys_per_user,
-           metadata = coalesce(changed.metadata, '{}')
+           metadata = coalesce(changed.metadata, '{}'),
+           http_role = changed.http_role
      WHERE p.id = apikey_plan_update.plan_id;
     RETURN (SELECT p FROM apikeys.plan_objects p WHERE p.id = apikey_plan_update.plan_id);
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_plan_update(text, jsonb) IS
 'Change a plan.
-patch gives the fields to set: name, description, max_requests, request_period, is_active, key_lifetime, max_keys_per_user, metadata (replaced whole). Absent fields keep their values; null clears one (metadata becomes empty). The new limits hold for the current period at once; another request_period starts a new count.
-Raises P0002 for an unknown or deleted plan; 22023 for an unknown field or a wrong value; 23502 for a null in name, request_period or is_active.';
+patch gives the fields to set: name, description, max_requests, request_period, is_active, key_lifetime, max_keys_per_user, metadata (replaced whole), http_role. Absent fields keep their values; null clears one (metadata becomes empty). The new limits hold for the current period at once; another request_period starts a new count.
+Raises P0002 for an unknown or deleted plan; 22023 for an unknown field or a wrong value; 23502 for a null in name, request_period or is_active; 42704 or 42501 for an http_role that does not exist or may not be given.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_update(text, jsonb) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_plan_delete(plan_id text) RETURNS apikeys.plan_objects

@@ -1,5 +1,5 @@
 -- Privileges. Nothing is executable by PUBLIC and no table is granted;
--- apikey_grant hands out three sets of functions. It runs with the rights of
+-- apikey_grant hands out four sets of functions. It runs with the rights of
 -- its caller, who must be able to grant them.
 
 CREATE FUNCTION @extschema@.apikey_grant(role text, privileges text) RETURNS void
@@ -7,14 +7,16 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    verifying CONSTANT text[] := '{apikey_verify, apikey_verify_many,
-        apikey_reserve, apikey_settle, apikey_whoami}';
+    asking CONSTANT text[] := '{apikey_current, apikey_current_user,
+        apikey_current_key, apikey_current_permissions, apikey_current_metadata}';
+    verifying CONSTANT text[] := asking || '{apikey_verify, apikey_verify_many,
+        apikey_reserve, apikey_settle, apikey_whoami, apikey_authenticate, apikey_check}'::text[];
     viewing CONSTANT text[] := '{apikey_get, apikey_list, apikey_count,
         apikey_usage, apikey_requests, apikey_plan_get, apikey_plan_list,
         apikey_plan_usage, apikey_user_get, apikey_user_list,
         apikey_user_usage, apikey_user_requests, apikey_role_list,
         apikey_limit_list, apikey_ledger, apikey_user_ledger, apikey_usage_series,
-        apikey_user_usage_series}';
+        apikey_user_usage_series, apikey_metrics}';
     managing CONSTANT text[] := viewing || '{apikey_create, apikey_update,
         apikey_delete, apikey_restore, apikey_regenerate, apikey_plan_create,
         apikey_plan_update, apikey_plan_delete, apikey_user_create,
@@ -23,6 +25,7 @@ DECLARE
         apikey_limit_delete, apikey_credits, apikey_user_credits,
         apikey_usage_adjust, apikey_revoke, apikey_erase_user}'::text[];
     wanted text[] := CASE apikey_grant.privileges
+        WHEN 'application' THEN asking
         WHEN 'verifier' THEN verifying
         WHEN 'viewer' THEN viewing
         WHEN 'manager' THEN managing
@@ -32,7 +35,7 @@ BEGIN
     IF wanted IS NULL THEN
         RAISE EXCEPTION 'unknown set of privileges "%"', apikey_grant.privileges
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'The sets are "verifier", "viewer" and "manager".';
+            HINT = 'The sets are "application", "verifier", "viewer" and "manager".';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = apikey_grant.role) THEN
         RAISE EXCEPTION 'role "%" does not exist', apikey_grant.role
@@ -56,6 +59,9 @@ BEGIN
 
     -- To name the types of what the functions return.
     EXECUTE format('GRANT USAGE ON SCHEMA apikeys TO %I', apikey_grant.role);
+    IF apikey_grant.privileges <> 'application' THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA apikeys_http TO %I', apikey_grant.role);
+    END IF;
     IF NOT has_schema_privilege(apikey_grant.role, '@extschema@'::regnamespace, 'USAGE') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %I', apikey_grant.role);
     END IF;
@@ -63,6 +69,6 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_grant(text, text) IS
 'Grant a role what it needs.
-"verifier" may verify; "viewer" may read keys, plans, users, roles, usage and history; "manager" may also create, change, regenerate and delete. A role may hold several. No set reads a table or sees a digest.
+"application" may ask who is calling; "verifier" may also verify; "viewer" may read keys, plans, users, roles, usage and history; "manager" may also create, change, regenerate and delete. A role may hold several. No set reads a table or sees a digest.
 Raises 42704 for an unknown role, 22023 for an unknown set.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_grant(text, text) FROM PUBLIC;

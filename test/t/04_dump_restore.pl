@@ -20,9 +20,11 @@ install($node, 'source');
 
 $node->safe_psql(
 	'source', q(
+	CREATE ROLE web;
 	SELECT apikey_plan_create('Plan', 6400, 'year', plan_id => 'plan',
 		description => 'a plan', metadata => '{"tier": 1}',
-		key_lifetime => '30 days', max_keys_per_user => 7);
+		key_lifetime => '30 days', max_keys_per_user => 7,
+		http_role => 'web');
 	SELECT apikey_plan_create('Unlimited', -1, plan_id => 'unlimited');
 	SELECT apikey_plan_create('Off', 10, 'day', plan_id => 'off', is_active => false);
 	SELECT apikey_plan_create('Gone', 10, 'hour', plan_id => 'gone');
@@ -33,8 +35,8 @@ $node->safe_psql(
 	SELECT apikey_role_create('writer', '{docs.*,audit.read}', 'Writes');
 	SELECT apikey_role_create('none');
 	UPDATE apikeys.users SET is_disabled = true WHERE id = 'bob';
-	INSERT INTO apikeys.apis (id, name, default_prefix, default_plan_id)
-		VALUES ('second', 'Second', 'sk_live', 'unlimited')));
+	INSERT INTO apikeys.apis (id, name, default_prefix, default_plan_id, http_role)
+		VALUES ('second', 'Second', 'sk_live', 'unlimited', 'web')));
 
 my %secret;
 my %id;

@@ -66,7 +66,8 @@ $node->safe_psql(
 is( $node->safe_psql(
 		'postgres', q(
 		SELECT pronamespace::regnamespace, count(*) > 0 FROM pg_proc
-		 WHERE proname LIKE 'apikey\_%' GROUP BY 1)),
+		 WHERE proname LIKE 'apikey\_%' AND pronamespace <> 'apikeys_http'::regnamespace
+		 GROUP BY 1)),
 	'"Key functions"|t',
 	'the functions are where they were asked for');
 my $secret = $node->safe_psql('postgres',
@@ -82,6 +83,10 @@ is( $node->safe_psql(
 		       LATERAL "Key functions".apikey_delete(k.id))),
 	'deleted',
 	'those that call others as well');
+is( $node->safe_psql(
+		'postgres', q(SELECT status FROM apikeys_http.apikey_create('wrapped'))),
+	'active',
+	'and those for HTTP');
 
 # Every object is documented, and nothing is for everybody.
 is( $node->safe_psql(

@@ -1,0 +1,254 @@
+-- The functions as PostgREST shows them, in the schema apikeys_http.
+--
+-- Each is wrapped by one of the same name and arguments, so that errors have
+-- the right status, what does not exist is a 404, and a list is one JSON array
+-- with a Content-Range: rows would be cut silently by db-max-rows. They run as
+-- their owner: EXECUTE on them is the gate, as it is for what they wrap.
+
+CREATE FUNCTION apikeys.http_header(name text, value text) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT set_config('response.headers',
+    (coalesce(nullif(current_setting('response.headers', true), ''), '[]')::jsonb
+     || jsonb_build_array(jsonb_build_object(http_header.name, http_header.value)))::text,
+    true)
+$$;
+COMMENT ON FUNCTION apikeys.http_header(text, text) IS
+'Add a header to the answer of PostgREST.
+What other headers the transaction has set stays.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_header(text, text) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.http_range(first bigint, items bigint, total bigint) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT apikeys.http_header('Content-Range', format('%s/%s',
+    CASE WHEN items > 0 THEN format('%s-%s', first, first + items - 1) ELSE '*' END,
+    coalesce(total::text, '*')))
+$$;
+COMMENT ON FUNCTION apikeys.http_range(bigint, bigint, bigint) IS
+'Tell which items of how many the answer of PostgREST holds.
+An unknown total is NULL.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_range(bigint, bigint, bigint) FROM PUBLIC;
+
+-- PostgREST would make 500 of P0002 and 55000, and 400 or 413 of conflicts.
+CREATE FUNCTION apikeys.http_refuse(state text, message text, detail text,
+    hint text, field text, "constraint" text, arguments text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    status int := CASE
+        WHEN state = 'P0002' THEN 404
+        WHEN state IN ('23503', '23505', '54000', '55000') THEN 409
+        WHEN state = '23514' AND coalesce("constraint", '') = '' THEN 409
+        WHEN state = '42704' OR left(state, 2) IN ('22', '23') THEN 400
+    END;
+    named text := coalesce(substring(message FROM 'field "([^"]*)"'), nullif(field, ''),
+        (SELECT a.name
+           FROM unnest(arguments) WITH ORDINALITY AS a(name, place)
+          WHERE message ~ ('\m' || a.name || '\M')
+          ORDER BY strpos(message, a.name), a.place
+          LIMIT 1));
+BEGIN
+    IF status IS NULL THEN
+        RETURN;
+    END IF;
+    RAISE SQLSTATE 'PGRST' USING
+        MESSAGE = json_build_object('code', state, 'message', message,
+            'details', CASE WHEN status = 400 AND named IS NOT NULL
+                            THEN format('field "%s"', named)
+                            ELSE nullif(detail, '') END,
+            'hint', nullif(hint, '')),
+        DETAIL = json_build_object('status', status, 'headers', json_build_object());
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_refuse(text, text, text, text, text, text, text[]) IS
+'Raise an error that PostgREST answers with the right status.
+404 for P0002, 409 for conflicts, 400 for bad values, with the field in the details. Returns for any other: PostgREST knows those.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_refuse(text, text, text, text, text, text, text[]) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.count_plans(include_deleted boolean) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT count(*) FROM apikeys.plans p
+ WHERE count_plans.include_deleted OR p.deleted_at IS NULL
+$$;
+COMMENT ON FUNCTION apikeys.count_plans(boolean) IS
+'Count plans.
+The filter is that of apikey_plan_list.';
+REVOKE EXECUTE ON FUNCTION apikeys.count_plans(boolean) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.count_users(plan_id text, metadata jsonb, include_deleted boolean) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT count(*) FROM apikeys.users u
+ WHERE (count_users.plan_id IS NULL OR u.plan_id = count_users.plan_id)
+   AND (count_users.metadata IS NULL OR u.metadata @> count_users.metadata)
+   AND (count_users.include_deleted OR u.deleted_at IS NULL)
+$$;
+COMMENT ON FUNCTION apikeys.count_users(text, jsonb, boolean) IS
+'Count users.
+The filters are those of apikey_user_list.';
+REVOKE EXECUTE ON FUNCTION apikeys.count_users(text, jsonb, boolean) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.count_roles() RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT count(*) FROM apikeys.roles
+$$;
+COMMENT ON FUNCTION apikeys.count_roles() IS
+'Count roles.
+All of them, as apikey_role_list lists them.';
+REVOKE EXECUTE ON FUNCTION apikeys.count_roles() FROM PUBLIC;
+
+-- Arguments are passed on by position: no name can be mistaken for another.
+DO LANGUAGE plpgsql $make$
+DECLARE
+    f record;
+    call text;
+    total text;
+    body text;
+    result text;
+BEGIN
+    FOR f IN
+        SELECT p.oid, p.proname, p.pronargs, p.proretset, p.provolatile,
+               p.proargnames, format_type(p.prorettype, NULL) AS type,
+               pg_get_function_arguments(p.oid) AS arguments,
+               pg_get_function_identity_arguments(p.oid) AS identity,
+               (SELECT string_agg('$' || n, ', ' ORDER BY n)
+                  FROM generate_series(1, p.pronargs) n) AS passed,
+               array_position(p.proargnames, 'page_offset') AS offset_at,
+               obj_description(p.oid, 'pg_proc') AS comment
+          FROM pg_catalog.pg_proc p
+          JOIN pg_catalog.pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+          JOIN pg_catalog.pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+         WHERE e.extname = 'apikeys' AND p.pronamespace = '@extschema@'::regnamespace
+           AND p.proname NOT IN ('apikey_grant', 'apikey_purge', 'apikey_authenticate')
+           AND p.proname !~ '^apikey_current'
+         ORDER BY p.proname
+    LOOP
+        call := format('@extschema@.%I(%s)', f.proname, f.passed);
+        IF f.proretset AND f.proname !~ '_(get|whoami)$' THEN
+            result := 'json';
+            total := CASE f.proname
+                WHEN 'apikey_list' THEN '@extschema@.apikey_count($1, $2, $3, $4, $8)'
+                WHEN 'apikey_plan_list' THEN 'apikeys.count_plans($3)'
+                WHEN 'apikey_user_list' THEN 'apikeys.count_users($1, $2, $5)'
+                WHEN 'apikey_role_list' THEN 'apikeys.count_roles()'
+                ELSE CASE WHEN 'page_size' = ANY (f.proargnames) THEN 'NULL' ELSE 'items' END
+            END;
+            body := format('SELECT coalesce(json_agg(x), ''[]''), count(*) INTO answer, items FROM %s x;
+    PERFORM apikeys.http_range(%s, items, %s);', call, coalesce('$' || f.offset_at, '0'), total);
+        ELSIF f.proretset THEN
+            result := f.type;
+            body := format('SELECT * INTO answer FROM %s;
+    IF NOT FOUND THEN
+        RAISE no_data_found USING MESSAGE = ''there is no such %s'';
+    END IF;', call, coalesce(substring(f.proname FROM '^apikey_(.*)_get$'), 'key'));
+        ELSE
+            result := f.type;
+            body := format('answer := %s;', call);
+        END IF;
+        IF f.proname ~ '_create$' THEN
+            body := body || '
+    PERFORM set_config(''response.status'', ''201'', true);';
+        END IF;
+        IF result = 'apikeys.issued_key' THEN
+            body := body || '
+    PERFORM apikeys.http_header(''Cache-Control'', ''no-store'');';
+        END IF;
+
+        EXECUTE format($sql$
+CREATE FUNCTION apikeys_http.%1$I(%2$s) RETURNS %3$s
+LANGUAGE plpgsql %4$s SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    answer %3$s;
+    items bigint;
+    state text;
+    message text;
+    detail text;
+    hint text;
+    field text;
+    violated text;
+BEGIN
+    %5$s
+    RETURN answer;
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT,
+        field = COLUMN_NAME, violated = CONSTRAINT_NAME;
+    PERFORM apikeys.http_refuse(state, message, detail, hint, field, violated, %6$L);
+    RAISE;
+END
+$body$;
+REVOKE EXECUTE ON FUNCTION apikeys_http.%1$I(%7$s) FROM PUBLIC;
+COMMENT ON FUNCTION apikeys_http.%1$I(%7$s) IS %8$L$sql$,
+            f.proname, f.arguments, result,
+            CASE f.provolatile WHEN 'v' THEN 'VOLATILE' ELSE 'STABLE' END,
+            body, coalesce(f.proargnames, '{}'), f.identity,
+            f.comment || E'\nOver HTTP: 400 for a bad value (details names the field), 404 for what does not exist, 409 for a conflict; code is the SQLSTATE.');
+    END LOOP;
+END
+$make$;
+
+-- Metrics. A domain of this name has PostgREST leave the choice of the media
+-- type to the function.
+
+CREATE DOMAIN apikeys_http."*/*" AS text;
+COMMENT ON DOMAIN apikeys_http."*/*" IS 'An answer whose media type the function tells';
+
+CREATE FUNCTION apikeys_http.apikey_metrics() RETURNS apikeys_http."*/*"
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    accepted text := nullif(current_setting('request.headers', true), '')::json ->> 'accept';
+    -- The older text format has the suffix in the names of counters as well.
+    is_old boolean := coalesce(accepted LIKE '%text/plain%' AND accepted NOT LIKE '%openmetrics-text%', false);
+    suffix text := CASE WHEN is_old THEN '_total' ELSE '' END;
+    counters CONSTANT text[] := '{history_rows, history_dropped, history_unrecorded,
+        usage_rows_written, charge_waits, evictions, flush_failures}';
+    answer text;
+BEGIN
+    WITH stats AS (
+        SELECT s.name ~ '^[A-Z_]+$' AS is_outcome, s.name, s.value,
+               'apikeys_' || CASE s.name
+                   WHEN 'seconds_since_flush' THEN 'flush_age_seconds'
+                   ELSE s.name END AS metric,
+               upper(left(s.description, 1)) || substr(s.description, 2) || '.' AS help,
+               s.name = ANY (counters) AS is_counter
+          FROM apikeys.statistics() s
+    ), families AS (
+        SELECT 1 AS place, '' AS name, concat(
+                   format(E'# HELP apikeys_verifications%1$s Verifications by outcome.\n# TYPE apikeys_verifications%1$s counter\n', suffix),
+                   string_agg(format(E'apikeys_verifications_total{outcome="%s"} %s\n', s.name, s.value), '' ORDER BY s.name)) AS lines
+          FROM stats s WHERE s.is_outcome
+        UNION ALL
+        SELECT 2, s.name, CASE WHEN s.is_counter
+                   THEN format(E'# HELP %1$s%2$s %3$s\n# TYPE %1$s%2$s counter\n%1$s_total %4$s\n',
+                               s.metric, suffix, s.help, s.value)
+                   ELSE format(E'# HELP %1$s %2$s\n# TYPE %1$s gauge\n%1$s %3$s\n',
+                               s.metric, s.help, s.value) END
+          FROM stats s WHERE NOT s.is_outcome
+    )
+    SELECT string_agg(f.lines, '' ORDER BY f.place, f.name)
+           || CASE WHEN is_old THEN '' ELSE E'# EOF\n' END
+      INTO answer FROM families f;
+    PERFORM apikeys.http_header('Content-Type', CASE
+        WHEN is_old THEN 'text/plain; version=0.0.4; charset=utf-8'
+        ELSE 'application/openmetrics-text; version=1.0.0; charset=utf-8' END);
+    PERFORM apikeys.http_header('Cache-Control', 'no-store');
+    RETURN answer;
+END
+$$;
+COMMENT ON FUNCTION apikeys_http.apikey_metrics() IS
+'Statistics for Prometheus, as OpenMetrics.
+Those of apikeys.stats: verifications by outcome, what the worker writes, and the state of the meter. Counters begin anew with the server. Who accepts text/plain and no OpenMetrics gets the older text format.';
+REVOKE EXECUTE ON FUNCTION apikeys_http.apikey_metrics() FROM PUBLIC;
