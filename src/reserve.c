@@ -456,17 +456,14 @@ apikey_settle(PG_FUNCTION_ARGS)
 		end_record(&claimed, AK_SETTLED, actual_cost, &record.record);
 		if (!charge.changed)
 			unclaim(ak_catalog()->db, &claimed);
-		else if (actual_cost < claimed.max_cost)
+		else
 			(void) ak_history_append(ak_catalog()->db, &record.record, true);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
 
-	if (actual_cost < claimed.max_cost)
-	{
-		end_record(&claimed, AK_SETTLED, actual_cost, &record.record);
-		ak_history_remember(ak_catalog()->db, &record.record);
-	}
+	end_record(&claimed, AK_SETTLED, actual_cost, &record.record);
+	ak_history_remember(ak_catalog()->db, &record.record);
 	decision.key_is_known = ak_key_by_id(&claimed.key_id, &decision.key);
 	if (decision.key_is_known)
 	{

@@ -68,7 +68,7 @@ apikeys_statistics(PG_FUNCTION_ARGS)
 		seconds = (ak_elapsed() - db->last_flush) / USECS_PER_SEC;
 
 	InitMaterializedSRF(fcinfo, 0);
-	for (int o = AK_OUTCOMES - 1; o >= 0; o--)
+	for (int o = AK_VALID; o >= 0; o--)
 		put(result, ak_outcome_name(o), total.outcomes[o],
 			"verifications with this outcome");
 	put(result, "history_rows", db->history_rows,
@@ -85,6 +85,12 @@ apikeys_statistics(PG_FUNCTION_ARGS)
 		"counts in apikeys.rollup_journal, to be added to apikeys.rollups");
 	put(result, "usage_rows_written", db->usage_rows,
 		"rows written to apikeys.usage");
+	put(result, "reservations_held", pg_atomic_read_u32(&db->reserved),
+		"reservations that are neither settled nor past their deadline");
+	put(result, "reservations_settled", total.outcomes[AK_SETTLED],
+		"reservations that were settled");
+	put(result, "reservations_released", total.outcomes[AK_RELEASED],
+		"reservations that were given back at their deadline");
 	put(result, "charge_waits", db->charge_waits,
 		"times a verification slept until the worker made room");
 	put(result, "tracked_keys", count_entries(db->generation),

@@ -214,7 +214,8 @@ DECLARE
     is_old boolean := coalesce(accepted LIKE '%text/plain%' AND accepted NOT LIKE '%openmetrics-text%', false);
     suffix text := CASE WHEN is_old THEN '_total' ELSE '' END;
     counters CONSTANT text[] := '{history_rows, history_dropped, history_unrecorded,
-        usage_rows_written, charge_waits, evictions, flush_failures}';
+        usage_rows_written, rollup_rows_written, reservations_settled,
+        reservations_released, charge_waits, evictions, flush_failures}';
     answer text;
 BEGIN
     WITH stats AS (
