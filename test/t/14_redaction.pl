@@ -476,8 +476,8 @@ if ($has{pg_stat_statements})
 	  foreach ('simple', 'extended', 'prepared');
 	my $texts = $node->safe_psql('postgres', 'SELECT query FROM pg_stat_statements');
 	is(shown($texts), '', 'statements of clients are masked in either order');
-	like($texts, qr/$_.*_xxx/, "$_ is there")
-	  foreach ('CALL ', 'DO ', 'EXPLAIN ', 'CREATE TABLE ');
+	like($texts, qr/$_/, "$_ is there")
+	  foreach ('CALL ', 'DO .*_xxx', 'EXPLAIN ', 'CREATE TABLE ');
 }
 
 $node->stop;
