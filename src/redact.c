@@ -16,6 +16,9 @@
  *		a lower-case word, as names of tables have, unless it is quoted,
  *	  - where a text was cut, by the server itself: any number.
  *
+ * Where a secret was taken for a name, it is in lower case, and cut as names
+ * are.
+ *
  * The text of the statement is masked as well.  It has been parsed by then, or
  * failed to: only messages are still made of it.
  *
@@ -111,7 +114,7 @@ is_known_prefix(const char *prefix, int length)
 
 	if (ak_default_prefix != NULL &&
 		strlen(ak_default_prefix) == length &&
-		memcmp(ak_default_prefix, prefix, length) == 0)
+		pg_strncasecmp(ak_default_prefix, prefix, length) == 0)
 		return true;
 	if (ak_shared == NULL || UsedShmemSegAddr == NULL)
 		return false;			/* not there yet, or the log's own process */
@@ -119,7 +122,7 @@ is_known_prefix(const char *prefix, int length)
 	pg_read_barrier();
 	for (uint32 i = 0; i < n; i++)
 		if (strlen(ak_shared->prefixes[i]) == length &&
-			memcmp(ak_shared->prefixes[i], prefix, length) == 0)
+			pg_strncasecmp(ak_shared->prefixes[i], prefix, length) == 0)
 			return true;
 	return false;
 }
@@ -138,6 +141,19 @@ follows_known_prefix(const char *text, const char *underscore, const Run *run)
 	if (!is_known_prefix(word, underscore - word))
 		return false;
 	return run->lower < run->length || (word > text && word[-1] == '\'');
+}
+
+/* Whether the run ends a name that has been cut to the length of names. */
+static bool
+is_cut_name(const char *text, const Run *run)
+{
+	const char *name = run->start;
+
+	if (run->length < NAMEDATALEN - 1 - (AK_PREFIX_MAX + 1))
+		return false;			/* the longest prefix leaves more of a secret */
+	while (name > text && (ak_is_base62(name[-1]) || name[-1] == '_'))
+		name--;
+	return run->end - name == NAMEDATALEN - 1;
 }
 
 /* Whether the text was cut behind the run, which ends its line then. */
@@ -174,6 +190,7 @@ redact(char *text, int how)
 		else if (run.length >= NEARLY_SECRET)
 			is_secret = run.length >= AK_SECRET_TAIL ||
 				(run.upper > 0 && run.lower > 0) ||
+				is_cut_name(text, &run) ||
 				is_cut(text, &run, how) ||
 				follows_known_prefix(text, underscore, &run);
 		else

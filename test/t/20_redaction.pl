@@ -71,7 +71,14 @@ my %secret = map {
 	(($_ || 'ak') => $text)
 } ('', 'sk_live', $long);
 $secret{mistyped} = $secret{ak} . 'Q';
-my @secrets = @secret{ sort keys %secret };
+
+# One that this server has never seen, nor its prefix.
+my @base62 = ('0' .. '9', 'A' .. 'Z', 'a' .. 'z');
+my %cut = (
+	%secret,
+	map { $_ => "${_}_" . join '', map { $base62[ rand 62 ] } 1 .. 38 }
+	  ('foreign', 'foreign' . 'f' x 25));
+my @secrets = values %cut;
 
 # All runs of six characters, but for the prefix.
 sub windows
@@ -219,6 +226,11 @@ foreach my $name (sort keys %secret)
 	logged("several at once, $name");
 }
 
+# A name is cut after 63 bytes, and says nothing of it.
+$node->psql('postgres', "SELECT $cut{$_}; SELECT * FROM $cut{$_}", on_error_stop => 0)
+  foreach sort keys %cut;
+logged('names');
+
 # ----- Parameters -----
 
 sub call
@@ -257,23 +269,26 @@ foreach my $name (sort keys %secret)
 			qr/ERROR/, 'a literal');
 	}
 	logged("parameters, $name");
+}
 
-	# Cut after so many bytes.
+# Cut after so many bytes.
+foreach my $name (sort keys %cut)
+{
 	foreach my $length (3 .. 10, 25, 41, 45, 70)
 	{
-		my $cut = "-c log_parameter_max_length=$length"
+		my $options = "-c log_parameter_max_length=$length"
 		  . " -c log_parameter_max_length_on_error=$length";
-		call($cut, 'extended', 'SELECT code FROM apikey_verify(:key)', $secret{$name});
-		call($cut, 'extended', 'SELECT code FROM apikey_verify(:key, cost => -1)', $secret{$name});
-		call($cut, 'extended', 'SELECT int4(:key)', $secret{$name});
-		call($cut, 'extended', 'SELECT length(:key), int4(1) / 0',
-			"{\\\"a\\\":\\\"$secret{$name}\\\"}");
+		call($options, 'extended', 'SELECT code FROM apikey_verify(:key)', $cut{$name});
+		call($options, 'extended', 'SELECT code FROM apikey_verify(:key, cost => -1)', $cut{$name});
+		call($options, 'extended', 'SELECT int4(:key)', $cut{$name});
+		call($options, 'extended', 'SELECT length(:key), int4(1) / 0',
+			"{\\\"a\\\":\\\"$cut{$name}\\\"}");
 	}
 	logged("parameters that are cut, $name");
 }
 
 # COPY shows a line of data, or 100 bytes of it.
-foreach my $name (sort keys %secret)
+foreach my $name (sort keys %cut)
 {
 	foreach my $pad (0, 50, 60 .. 66, 80, 90 .. 98)
 	{
@@ -282,7 +297,7 @@ foreach my $name (sort keys %secret)
 				'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c',
 				'CREATE TEMP TABLE c (a int); COPY c FROM STDIN'
 			],
-			'<', \('-' x $pad . $secret{$name} . "\n"),
+			'<', \('-' x $pad . $cut{$name} . "\n"),
 			'>', \my $out, '2>', \my $err);
 	}
 	logged("COPY, $name");
@@ -395,8 +410,9 @@ else
 # ----- A crash -----
 
 # The server tells what the process that died was doing. A session that does
-# without redaction: the postmaster masks what it tells, also where it is cut.
-foreach my $pad (0, 957, 968, 980)
+# without redaction: the postmaster masks what it tells, also where it is cut,
+# after 1023 bytes.
+foreach my $pad (0, 975, 990, 1000)
 {
 	foreach my $redact ('on', 'off')
 	{
@@ -404,8 +420,11 @@ foreach my $pad (0, 957, 968, 980)
 		my $run = IPC::Run::start(
 			[
 				'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c',
-				"SET apikeys.redact_log = $redact", '-c',
-				"SELECT /*" . '-' x $pad . "*/ '$secret{ak}', pg_advisory_lock(2), pg_sleep(600)"
+				"SET apikeys.redact_log = $redact; SET log_statement = none;"
+				  . ' SET log_min_duration_statement = -1; SET log_duration = off;'
+				  . ' SET debug_print_parse = off; SET debug_print_rewritten = off;'
+				  . ' SET debug_print_plan = off', '-c',
+				"SELECT /*" . '-' x $pad . "*/ '$cut{foreign}', pg_advisory_lock(2), pg_sleep(600)"
 			],
 			'<', \undef, '>', \my $out, '2>', \my $err);
 		ok( $node->poll_query_until(
@@ -415,13 +434,12 @@ foreach my $pad (0, 957, 968, 980)
 			"a session is at work (redaction $redact, after $pad bytes)");
 		my $pid = $node->safe_psql('postgres',
 			q(SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 2));
-		$read{$_} = -s $_ foreach @logs;
 		kill 'KILL', $pid;
 		eval { $run->finish };
-		ok(until_true(sub { slurp_file($logs[0]) =~ /Failed process was running.*database system is ready/s }),
-			'the crash is in the log');
 		ok($node->poll_query_until('postgres', 'SELECT true'), 'the server is back');
 		logged('a crash');
+		like(slurp_file($logs[0]), qr/\(PID $pid\) was terminated.*\n.*Failed process was running: SELECT/,
+			'the log tells of the crash');
 	}
 }
 eval { $gate->quit };
