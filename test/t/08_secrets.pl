@@ -97,6 +97,7 @@ sub search
 {
 	my ($what, $where) = @_;
 	my $searched = 0;
+	my $leaks = 0;
 	foreach my $text ($secret, $after)
 	{
 		my ($tail) = $text =~ /_([0-9A-Za-z]{38})$/;
@@ -115,9 +116,13 @@ sub search
 				}
 			},
 			$where);
+		$leaks += @found;
 		is(join(' ', @found), '', "no secret in $what");
 	}
 	cmp_ok($searched, '>', 0, "there was something to search in $what");
+	append_to_file($ENV{APIKEYS_FIGURES},
+		"11|secrets in $what ($searched files searched)|$leaks files with six characters in a row\n")
+	  if $ENV{APIKEYS_FIGURES};
 	return;
 }
 

@@ -39,23 +39,22 @@ $node->safe_psql(
 		END;
 	END $$));
 
-# How a key is revoked: %1$s is its id, %2$d its number, which its user has in
-# the name too.
+# How a key is revoked: %1$s is its id, %2$d its number, %3$s its user.
 my @ways = (
 	q(SELECT id FROM apikey_delete('%1$s')),
 	q(DELETE FROM apikeys.keys WHERE id = '%1$s'),
 	q(UPDATE apikeys.keys SET enabled = false WHERE id = '%1$s'),
 	q(UPDATE apikeys.keys SET expires_at = '2001-01-01' WHERE id = '%1$s'),
 	q(SELECT id FROM apikey_regenerate('%1$s')),
-	q(UPDATE apikeys.users SET is_disabled = true WHERE id = 'user %2$d'),
-	q(SELECT user_id FROM apikey_user_delete('user %2$d')),
+	q(UPDATE apikeys.users SET is_disabled = true WHERE id = '%3$s'),
+	q(SELECT id FROM apikey_user_delete('%3$s')),
 	q(SELECT revoke_in_subtransaction('%1$s')),
 	q(BEGIN;
 	UPDATE apikeys.keys SET enabled = false WHERE id = '%1$s';
 	PREPARE TRANSACTION 'revoke %2$d';
 	COMMIT PREPARED 'revoke %2$d'),
 	q(BEGIN;
-	UPDATE apikeys.users SET is_disabled = true WHERE id = 'user %2$d';
+	UPDATE apikeys.users SET is_disabled = true WHERE id = '%3$s';
 	PREPARE TRANSACTION 'revoke %2$d';
 	COMMIT PREPARED 'revoke %2$d'));
 
@@ -93,14 +92,13 @@ while ($round == 0 || $total < $races)
 	  split /\n/,
 	  $node->safe_psql(
 		'postgres', qq(
+		SET client_min_messages = warning;
 		DROP TABLE IF EXISTS secrets;
-		INSERT INTO apikeys.users (id) SELECT 'user ' || i FROM generate_series(1, $keys) i
-		    ON CONFLICT (id) DO NOTHING;
-		UPDATE apikeys.users SET is_disabled = false, deleted_at = NULL;
+		INSERT INTO apikeys.users (id) SELECT 'user $round.' || i FROM generate_series(1, $keys) i;
 		CREATE TABLE issued AS
 		SELECT i, c.id, c.api_key
 		  FROM generate_series(1, $keys) i,
-		       LATERAL apikey_create('key', 'user ' || i) c;
+		       LATERAL apikey_create('key', 'user $round.' || i) c;
 		CREATE TABLE secrets AS SELECT array_agg(api_key ORDER BY i) AS secrets FROM issued;
 		SELECT i, id, api_key FROM issued ORDER BY i;
 		DROP TABLE issued));
@@ -140,7 +138,7 @@ while ($round == 0 || $total < $races)
 		my ($n, $id) = @$key;
 		my $way = $ways[ ($n - 1) % @ways ];
 		append_to_file("$dir/revoke.sql",
-			sprintf("\\o /dev/null\n$way;\n\\o $dir/revoke.out.$n\n", $id, $n)
+			sprintf("\\o /dev/null\n$way;\n\\o $dir/revoke.out.$n\n", $id, $n, "user $round.$n")
 			  . "SELECT 'ack', $n - 1, extract(epoch FROM clock_timestamp());\n");
 		unlink "$dir/revoke.out.$n";
 	}
