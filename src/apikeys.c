@@ -141,12 +141,21 @@ database_to_empty(Node *stmt)
 }
 
 static void
-process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+next_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+			 ProcessUtilityContext context, ParamListInfo params,
+			 QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
 {
 	ProcessUtility_hook_type next = prev_process_utility ?
 		prev_process_utility : standard_ProcessUtility;
+
+	next(pstmt, query, read_only_tree, context, params, env, dest, qc);
+}
+
+static void
+run_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+			ProcessUtilityContext context, ParamListInfo params,
+			QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
 	Node	   *stmt = pstmt->utilityStmt;
 	Oid			dboid = InvalidOid;
 
@@ -157,13 +166,15 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 
 	if (!OidIsValid(dboid))
 	{
-		next(pstmt, query, read_only_tree, context, params, env, dest, qc);
+		next_utility(pstmt, query, read_only_tree, context, params, env, dest,
+					 qc);
 		return;
 	}
 	PG_TRY();
 	{
 		ak_database_hold(dboid);
-		next(pstmt, query, read_only_tree, context, params, env, dest, qc);
+		next_utility(pstmt, query, read_only_tree, context, params, env, dest,
+					 qc);
 		if (IsA(stmt, DropdbStmt))
 			ak_database_forget(dboid, InvalidOid);
 	}
@@ -172,6 +183,15 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		ak_database_unhold();
 	}
 	PG_END_TRY();
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	run_utility(pstmt, ak_redact_utility(pstmt, query), read_only_tree,
+				context, params, env, dest, qc);
 }
 
 void
@@ -200,6 +220,7 @@ _PG_init(void)
 	ProcessUtility_hook = process_utility;
 
 	ak_redact_install();
+	ak_activity_install();
 
 	/* pg_upgrade wants no process of ours in its servers. */
 	if (!IsBinaryUpgrade)

@@ -44,6 +44,7 @@
 #include "access/htup.h"
 #include "datatype/timestamp.h"
 #include "fmgr.h"
+#include "nodes/plannodes.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
@@ -227,6 +228,9 @@ typedef struct AkDatabase
 	AkLanePadded lanes[AK_LANES];
 } AkDatabase;
 
+/* Prefixes of keys that are known to redact.c. */
+#define AK_PREFIXES 64
+
 typedef struct AkShared
 {
 	PGPROC	   *launcher;
@@ -237,6 +241,8 @@ typedef struct AkShared
 	uint32		nfree_chunks;
 	pg_atomic_uint32 hand;		/* clock hand of the eviction */
 	pg_atomic_uint64 evictions;
+	pg_atomic_uint32 nprefixes; /* that redact.c knows; set under control */
+	char		prefixes[AK_PREFIXES][AK_PREFIX_MAX + 1];
 	LWLock	   *control;
 	LWLock	   *reservations;
 	LWLockPadded *partitions;
@@ -844,7 +850,7 @@ typedef struct AkWait
 extern void ak_wait_begin(AkWait *wait, AkDatabase *db, int timeout_ms);
 extern bool ak_wait_once(AkWait *wait);
 extern void ak_wait_end(AkWait *wait);
-extern void ak_wait_failed(AkWait *wait) pg_attribute_noreturn();
+ak_noreturn extern void ak_wait_failed(AkWait *wait);
 
 /* ----- launcher.c, worker.c ----- */
 
@@ -888,9 +894,15 @@ extern bool ak_legacy_rate_headers;
 
 extern void ak_define_settings(void);
 
-/* ----- redact.c ----- */
+/* ----- redact.c, activity.c ----- */
 
 extern void ak_redact_install(void);
+extern void ak_redact_learn(const char *prefix, int length);
+extern bool ak_redact_statement(char *text);
+extern void ak_redact_own_statement(bool report_it);
+extern const char *ak_redact_utility(const PlannedStmt *statement,
+									 const char *text);
+extern void ak_activity_install(void);
 
 /* ----- triggers.c, keys.c ----- */
 

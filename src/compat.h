@@ -44,4 +44,11 @@
 #define ak_wait_event(name) PG_WAIT_EXTENSION
 #endif
 
+/* 18 has C11's word, which stands before the declaration. */
+#if PG_VERSION_NUM >= 180000
+#define ak_noreturn pg_noreturn
+#else
+#define ak_noreturn pg_attribute_noreturn()
+#endif
+
 #endif							/* APIKEYS_COMPAT_H */

@@ -41,6 +41,13 @@ ak_shmem_request(void)
 	RequestNamedLWLockTranche("apikeys_history", ak_max_databases * AK_LANES);
 }
 
+/* The postmaster goes on after a crash, and logs, before there is a new one. */
+static void
+shmem_gone(int code, Datum arg)
+{
+	ak_shared = NULL;
+}
+
 void
 ak_shmem_startup(void)
 {
@@ -54,6 +61,7 @@ ak_shmem_startup(void)
 		SpinLockInit(&ak_shared->free_lock);
 		pg_atomic_init_u32(&ak_shared->hand, 0);
 		pg_atomic_init_u64(&ak_shared->evictions, 0);
+		pg_atomic_init_u32(&ak_shared->nprefixes, 0);
 		ak_shared->control = &GetNamedLWLockTranche("apikeys_control")->lock;
 		ak_shared->reservations = &GetNamedLWLockTranche("apikeys_reservations")->lock;
 		ak_shared->partitions = GetNamedLWLockTranche("apikeys_meter");
@@ -65,6 +73,7 @@ ak_shmem_startup(void)
 	ak_history_shmem_init(found);
 	ak_reservations_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
+	on_shmem_exit(shmem_gone, 0);
 }
 
 int

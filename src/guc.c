@@ -170,7 +170,7 @@ ak_define_settings(void)
 							&ak_request_id_window, SECS_PER_DAY, 1, 30 * SECS_PER_DAY,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomBoolVariable("apikeys.redact_log",
-							 "Masks whatever has the form of a secret in the server log.",
+							 "Masks secrets in the server log and in the statements that others see.",
 							 NULL,
 							 &ak_redact_log, true,
 							 PGC_SUSET, 0, NULL, NULL, NULL);

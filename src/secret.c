@@ -97,6 +97,7 @@ ak_secret_make(const char *prefix, char secret[AK_SECRET_MAX + 1])
 	int			length = strlen(prefix);
 
 	Assert(ak_prefix_is_valid(prefix));
+	ak_redact_learn(prefix, length);
 	memcpy(secret, prefix, length);
 	secret[length++] = '_';
 	while (n < AK_SECRET_RANDOM)

@@ -93,6 +93,18 @@ digest_of(NullableDatum presented, uint8 digest[AK_DIGEST_LEN])
 	return well_formed;
 }
 
+/* Of a secret that is well-formed. */
+static void
+learn_prefix(NullableDatum presented)
+{
+	text	   *secret = DatumGetTextPP(presented.value);
+
+	ak_redact_learn(VARDATA_ANY(secret),
+					VARSIZE_ANY_EXHDR(secret) - AK_SECRET_TAIL - 1);
+	if ((Pointer) secret != DatumGetPointer(presented.value))
+		explicit_bzero(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret));
+}
+
 /* Deleted, and not merely swept after its expiry. */
 static bool
 is_deleted(const AkKey *key)
@@ -215,6 +227,7 @@ decide(const Request *request, Decision *d)
 
 	d->key_is_known = true;
 	request->record->key_id = d->key.id;
+	learn_prefix(request->secret);
 	ak_subject_of_key(&d->key, &d->subject);
 
 	if (is_switched_off(d))

@@ -29,9 +29,13 @@ SELECT d.classid, d.objid
 
 SELECT count(*) > 50 AS has_members FROM members;
 
--- Without a comment: objects, columns of tables, indexes, triggers.
+-- Without a comment: objects, columns of tables, indexes, triggers. (The types
+-- of rows and arrays are members from PostgreSQL 17 on.)
 WITH objects(classid, objid, objsubid) AS (
     SELECT m.classid, m.objid, 0 FROM members m
+     WHERE NOT EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+                        WHERE m.classid = 'pg_type'::regclass AND t.oid = m.objid
+                          AND (t.typelem <> 0 OR c.relkind <> 'c'))
     UNION ALL
     SELECT m.classid, a.attrelid, a.attnum
       FROM members m

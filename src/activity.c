@@ -1,0 +1,155 @@
+/*-------------------------------------------------------------------------
+ *
+ * activity.c
+ *	  Keep secrets out of the statements that others can see.
+ *
+ * pg_stat_activity shows the text of a statement while it runs and after, and
+ * pg_stat_statements keeps texts: without their literals, but not of CALL, DO
+ * and their like.  So the text of a statement from a client is masked where
+ * the server keeps it, once it is parsed, and the activity reported again.
+ * Nothing can be done before that; but where parsing fails, the message of it
+ * does the same (redact.c).
+ *
+ * Of statements that define something the text is left as it is, lest who
+ * replicates it (pg_stat_statements keeps it as well) replicates the mask.
+ * Only the activity shows it masked.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "parser/analyze.h"
+#include "tcop/pquery.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "utils/backend_status.h"
+#include "utils/memutils.h"
+
+#include "apikeys.h"
+
+static post_parse_analyze_hook_type prev_post_parse_analyze = NULL;
+static ExecutorStart_hook_type prev_executor_start = NULL;
+
+static void
+report(const char *text, uint64 query_id)
+{
+	pgstat_report_activity(STATE_RUNNING, text);
+	if (query_id != 0)
+		pgstat_report_query_id(query_id, true);
+}
+
+/* DDL, as log_statement understands it, but for what runs a query. */
+static bool
+defines_something(Node *utility)
+{
+	return utility != NULL && !IsA(utility, CreateTableAsStmt) &&
+		!IsA(utility, ExplainStmt) &&
+		GetCommandLogLevel(utility) == LOGSTMT_DDL;
+}
+
+/*
+ * Mask the text of a statement from a client, in place if it may be, and
+ * report it again if that has changed it.  The texts may be one.
+ */
+static void
+conceal(Node *utility, const char *text, uint64 query_id)
+{
+	if (defines_something(utility))
+	{
+		char	   *copy;
+
+		if (debug_query_string == NULL || strchr(debug_query_string, '_') == NULL)
+			return;
+		copy = pstrdup(debug_query_string);
+		if (ak_redact_statement(copy))
+			report(copy, query_id);
+		pfree(copy);
+	}
+	else
+	{
+		bool		changed = ak_redact_statement(unconstify(char *, text));
+
+		if (debug_query_string != NULL && debug_query_string != text &&
+			ak_redact_statement(unconstify(char *, debug_query_string)))
+			changed = true;
+		if (changed && debug_query_string != NULL)
+			report(debug_query_string, query_id);
+	}
+}
+
+/*
+ * The text of the statement is about to be logged.  Nothing is allocated or
+ * raised here.  "report_it": it has failed, maybe before it was parsed.
+ */
+void
+ak_redact_own_statement(bool report_it)
+{
+	if (debug_query_string != NULL &&
+		ak_redact_statement(unconstify(char *, debug_query_string)) &&
+		report_it && MyProcPort != NULL && CritSectionCount == 0)
+		report(debug_query_string, 0);
+}
+
+static void
+post_parse_analyze(ParseState *pstate, Query *query, JumbleState *jstate)
+{
+	/* From a client, not from a function that uses the text again. */
+	if (ak_redact_log && pstate->p_sourcetext != NULL &&
+		pstate->p_sourcetext == debug_query_string)
+		conceal(query->utilityStmt, pstate->p_sourcetext, query->queryId);
+	if (prev_post_parse_analyze)
+		prev_post_parse_analyze(pstate, query, jstate);
+}
+
+/* A prepared statement is not parsed again: the portal has its own text. */
+static void
+executor_start(QueryDesc *query, int eflags)
+{
+	if (ak_redact_log && ActivePortal != NULL && query->sourceText != NULL &&
+		query->sourceText == ActivePortal->sourceText)
+		conceal(NULL, query->sourceText, query->plannedstmt->queryId);
+	if (prev_executor_start)
+		prev_executor_start(query, eflags);
+	else
+		standard_ExecutorStart(query, eflags);
+}
+
+/*
+ * The text for what is called next by ProcessUtility_hook: that of a statement
+ * within a function is masked in a copy.
+ */
+const char *
+ak_redact_utility(const PlannedStmt *statement, const char *text)
+{
+	char	   *copy;
+
+	if (!ak_redact_log || text == NULL || strchr(text, '_') == NULL)
+		return text;
+	if (text == debug_query_string ||
+		(ActivePortal != NULL && text == ActivePortal->sourceText))
+	{
+		conceal(statement->utilityStmt, text, statement->queryId);
+		return text;
+	}
+	if (defines_something(statement->utilityStmt))
+		return text;
+	/* A procedure may end the transaction meanwhile. */
+	copy = MemoryContextStrdup(PortalContext ? PortalContext :
+							   CurrentMemoryContext, text);
+	if (ak_redact_statement(copy))
+		return copy;
+	pfree(copy);
+	return text;
+}
+
+void
+ak_activity_install(void)
+{
+	prev_post_parse_analyze = post_parse_analyze_hook;
+	post_parse_analyze_hook = post_parse_analyze;
+	prev_executor_start = ExecutorStart_hook;
+	ExecutorStart_hook = executor_start;
+}
