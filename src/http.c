@@ -56,7 +56,7 @@ static const Refusal refusals[AK_OUTCOMES] = {
 
 /* ----- the request ----- */
 
-/* A setting of the transaction; NULL if it is unset, which PostgREST leaves empty. */
+/* A setting; NULL if it is unset, for which PostgREST leaves it empty. */
 static const char *
 setting(const char *name)
 {
@@ -169,8 +169,8 @@ raise_standby(void)
 }
 
 /*
- * Decide about the request's key.  The secret's copies are cleared; PostgREST's
- * setting holds it until the transaction ends.
+ * Decide about the request's key.  Copies of the secret are cleared; the
+ * setting that PostgREST has made holds it until the transaction ends.
  */
 static void
 decide(AkAsked *asked, AkDecided *decided)
@@ -349,7 +349,7 @@ read_original(AkAsked *asked)
  *				auth_request boolean) -> json
  *
  * Verify the key of a request for a gateway.  The decision is the answer's
- * status; nginx's auth_request takes no 429, so that it can have a 403 instead.
+ * status; auth_request of nginx takes no 429, and can have a 403 instead.
  *
  * Errors: 22023 for arguments, 55000 outside a request, 53000 if the worker
  * does not keep up.
@@ -357,7 +357,7 @@ read_original(AkAsked *asked)
 Datum
 apikey_check(PG_FUNCTION_ARGS)
 {
-	AkAsked		asked = {.cost = PG_ARGISNULL(ARG_COST) ? -1 : PG_GETARG_INT64(ARG_COST)};
+	AkAsked		asked = {.cost = -1};
 	AkDecided	decided;
 	AkHeaders	headers = {0};
 	StringInfoData body;
@@ -366,6 +366,8 @@ apikey_check(PG_FUNCTION_ARGS)
 	const char *user_id = NULL;
 
 	check_request();
+	if (!PG_ARGISNULL(ARG_COST))
+		asked.cost = PG_GETARG_INT64(ARG_COST);
 	if (asked.cost < 0 || asked.cost > AK_COST_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

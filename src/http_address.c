@@ -96,7 +96,7 @@ is_within(const Network *address, const Network *network)
 
 typedef bool (*NetworkVisitor) (const Network *network, const void *arg);
 
-/* Show a list's networks to "visit" until it says false; false if one is none. */
+/* Show networks to "visit" until it says false.  False if one is none. */
 static bool
 each_network(const char *list, NetworkVisitor visit, const void *arg)
 {
