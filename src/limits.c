@@ -371,7 +371,6 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 	charge->nlimits = 1;
 	charge->nskipped = 0;
 	charge->refundable = false;
-	charge->reserved = false;
 	add_credits(charge, key, subject, cost, costs);
 
 	if (key != NULL && DatumGetBool(key->values[AK_KEY_HAS_LIMITS]))
