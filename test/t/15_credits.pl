@@ -181,6 +181,54 @@ foreach my $case ([ 'subscription', 10, 8, 9 ], [ 'bought', 100, 98, 99 ], [ 'pl
 	is(audit('keys', $late_id), "$left|t", 'and the ledger agrees');
 }
 
+# ----- A change that comes while an older state is being written -----
+
+sql(q(
+	CREATE TABLE slow (id uuid);
+	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+	    IF NEW.period = 'credits' AND NEW.subject_id IN (SELECT id FROM public.slow) THEN
+	        PERFORM pg_sleep(1);
+	    END IF;
+	    RETURN NEW;
+	END $$;
+	CREATE TRIGGER slow BEFORE INSERT ON apikeys.usage FOR EACH ROW EXECUTE FUNCTION slow();
+	ALTER TABLE apikeys.usage ENABLE ALWAYS TRIGGER slow;
+	SELECT apikey_plan_create('Writing', 100, 'year', plan_id => 'writing')));
+my ($writing_id, $writing) = issue($node, 'postgres', "'writing', plan_id => 'writing', $arguments");
+is(verify_times($node, 'postgres', $writing, 100), 100, 'all is consumed');
+ok( $node->poll_query_until(
+		'postgres', "SELECT bool_and(charged = 100 AND ceiling = 100 OR period <> 'credits') FROM apikeys.usage WHERE subject_id = '$writing_id'"),
+	'and written');
+sql("SELECT apikey_usage_adjust('$writing_id', -50); SELECT apikey_credits('$writing_id', 'add', 5); INSERT INTO slow VALUES ('$writing_id')");
+
+# Have the present state written, and wait until that has begun.
+sub begin_to_write
+{
+	my $run = IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT code FROM apikey_verify('$writing')" ],
+		'<', \undef, '>', \my $out, '2>&1');
+	ok( $node->poll_query_until(
+			'postgres', q(SELECT count(*) > 0 FROM pg_stat_activity
+			 WHERE backend_type = 'apikeys worker' AND wait_event = 'PgSleep')),
+		'a write is under way');
+	return $run;
+}
+
+my $run = begin_to_write();
+make_due($writing_id);
+is( sql(qq(
+		SELECT code FROM apikey_verify('$writing');
+		SELECT count(*) FROM apikeys.ledger WHERE subject_id = '$writing_id' AND operation = 'refill')),
+	"VALID\n1", 'a refill waits for its own write');
+$run->finish;
+$run = begin_to_write();
+my $adjusted_to = sql("SELECT current_usage FROM apikey_usage_adjust('$writing_id', 7)");
+my $written_to = sql("SELECT current_usage FROM apikeys.usage WHERE subject_id = '$writing_id' AND period = 'year'");
+cmp_ok($written_to, '>=', $adjusted_to - 1, 'and so does an adjustment');
+$run->finish;
+sql('DROP TRIGGER slow ON apikeys.usage');
+
 # ----- A clean restart and an eviction from memory change nothing -----
 
 my $before = sql('SELECT id, credits FROM apikeys.key_objects ORDER BY id');
