@@ -67,7 +67,7 @@ apikeys_adjust_count(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("usage cannot be adjusted by %lld",
 						(long long) quota->cost),
-				 errdetail("It is %lld, and must stay between 0 and 2^63 - 1.",
+				 errdetail("It is %lld, and must stay between 0 and 2^61.",
 						   (long long) quota->count.billed),
 				 errhint("A delta of NULL sets it to zero.")));
 

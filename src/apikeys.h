@@ -350,6 +350,9 @@ extern void ak_catalog_announce(Oid relid);
 
 #define AK_COST_MAX ((int64) 1 << 31)
 
+/* What a count can be adjusted to: what is reckoned from it cannot overflow. */
+#define AK_ADJUST_MAX ((int64) 1 << 61)
+
 /* A rate, as apikeys.limits has it. */
 typedef struct AkRate
 {
@@ -510,9 +513,9 @@ typedef struct MeterKey
  * the grants rises, what is billed does not change.
  *
  * Of a rate, "charged" is the theoretical arrival time of the next request, in
- * ns; "kept" is the same without what may yet be given back; "ceiling" is how
- * far ahead of now they can be (0: not known yet).  The rest is unused: see
- * rate.c.
+ * ns, "given_back" is all that was ever taken off it again, "ceiling" how far
+ * ahead of now it can be (0: not known yet), and "life" tells entries of the
+ * same rate from each other.  The rest is unused: see rate.c.
  *
  * Of a request's id, "charged" is when it was charged, or 0: see request_id.c.
  *
@@ -527,13 +530,17 @@ typedef struct MeterEntry
 	union
 	{
 		int64		lost;
-		int64		kept;
+		int64		given_back;
 	};
 	int64		ceiling;		/* durable: admission stays at or below it */
 	int64		written;		/* charged as durable; AK_UNWRITTEN: no row */
 	int64		limit;			/* last one seen; -1: unlimited */
 	uint32		wanted;			/* a caller waits to charge as much */
-	uint32		refilled;		/* mark of the last refill; see credits.c */
+	union
+	{
+		uint32		refilled;	/* mark of the last refill; see credits.c */
+		uint32		life;
+	};
 	uint32		next;			/* in its bucket, or in the free list */
 	uint32		next_dirty;		/* on its way to the worker */
 	uint32		refundable;		/* charges that may yet be given back: the
@@ -568,7 +575,9 @@ typedef struct AkLimit
 	int64		refill_amount;	/* of credits; 0: they do not refill */
 	uint32		refill_due;		/* mark of the last refill that is due, or 0 */
 	TimestampTz refill_next;	/* when the next one is, DT_NOEND: never */
-	uint32		refilled;		/* mark that the entry had when charged */
+	int64		lost;			/* of credits: the entry's, when charged */
+	int64		arrival;		/* of a rate: the entry's then, and given_back */
+	uint32		life;			/* of a rate: the entry's then */
 	int64		used;			/* of a reservation that is settled */
 	bool		refuses;		/* set by the decision, as is the next */
 	AkCount		count;			/* after it */
@@ -592,7 +601,6 @@ typedef struct AkCharge
 	TimestampTz now;			/* wall clock */
 	AkSpan		span;			/* the quota's period */
 	bool		refundable;		/* given back if the transaction aborts */
-	bool		reserved;		/* given back in part, or all of it, later */
 	bool		changed;		/* set by ak_meter_change() */
 	bool		has_request;	/* the next two are set */
 	MeterKey	request;		/* charged once, however often it comes */
@@ -692,23 +700,34 @@ typedef struct AkHold
 	MeterKey	key;
 	int64		amount;			/* of a quota or of credits */
 	int64		emission;		/* of a rate */
-	uint32		refilled;		/* of credits, as in MeterEntry */
+	int64		lost;			/* of credits, as in AkLimit */
+	int64		arrival;		/* of a rate, as in AkLimit, unless the meter was
+								 * closed meanwhile: then unset, with life 0 */
+	uint32		life;
 } AkHold;
 
 typedef enum AkReservationState
 {
 	AK_PENDING,					/* being decided on */
 	AK_HELD,
+	AK_SETTLING,				/* claimed by who settles or releases it */
 	AK_ENDED_SETTLED,			/* remembered until its deadline */
 	AK_ENDED_RELEASED			/* likewise, for a while */
 } AkReservationState;
 
-typedef struct AkReservation
+/* A copy of a database holds reservations of the same ids. */
+typedef struct AkReservationKey
 {
 	pg_uuid_t	id;
-	pg_uuid_t	key_id;
 	uint32		generation;		/* of the database's slot */
+} AkReservationKey;
+
+typedef struct AkReservation
+{
+	AkReservationKey key;
+	pg_uuid_t	key_id;
 	AkReservationState state;
+	bool		is_written;		/* in the marks of a meter that was closed */
 	TimestampTz charged_at;
 	TimestampTz deadline;
 	int64		max_cost;
@@ -719,9 +738,10 @@ typedef struct AkReservation
 extern Size ak_reservations_shmem_size(void);
 extern void ak_reservations_shmem_init(void);
 extern void ak_reservations_release_due(AkDatabase *db);
-extern int	ak_reservations_held(AkDatabase *db, AkReservation **held);
+extern int	ak_reservations_held(AkDatabase *db, bool closing,
+								 AkReservation **held);
 extern void ak_reservations_put(AkDatabase *db, const AkReservation *held);
-extern void ak_reservations_forget(uint32 generation);
+extern void ak_reservations_forget(uint32 generation, bool closing);
 
 /* ----- rate.c ----- */
 
@@ -732,8 +752,9 @@ extern bool ak_rate_admits(const AkRate *rate, int64 arrival, int64 cost,
 						   TimestampTz now);
 extern int64 ak_rate_charge(const AkRate *rate, int64 arrival, int64 cost,
 							TimestampTz now);
-extern void ak_rate_settle(const AkRate *rate, int64 *arrival, int64 *kept,
-						   int64 cost, int64 used, TimestampTz charged_at);
+extern int64 ak_rate_settle(const AkRate *rate, int64 cost, int64 used,
+							TimestampTz charged_at, int64 arrival_then,
+							TimestampTz now);
 extern int64 ak_rate_remaining(const AkRate *rate, int64 arrival,
 							   TimestampTz now);
 extern TimestampTz ak_rate_full_at(const AkRate *rate, int64 arrival,

@@ -194,6 +194,12 @@ limit_of_args(FunctionCallInfo fcinfo, AkCharge *charge)
 		credits.granted = PG_GETARG_INT64(2);
 	if (!PG_ARGISNULL(2) && !PG_ARGISNULL(3))
 	{
+		if (PG_ARGISNULL(4) || PG_ARGISNULL(6) ||
+			!is_refill(PG_GETARG_INTERVAL_P(4),
+					   PG_ARGISNULL(5) ? 0 : PG_GETARG_INT32(5)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("credits cannot refill at this interval, or on this day")));
 		credits.refill_amount = PG_GETARG_INT64(3);
 		credits.refill_every = *PG_GETARG_INTERVAL_P(4);
 		credits.refill_day = PG_ARGISNULL(5) ? 0 : PG_GETARG_INT32(5);

@@ -158,7 +158,7 @@ ak_database_release(AkDatabase *db)
 	ak_meter_barrier();
 	ak_meter_forget(db->generation, false);
 	ak_history_forget(db);
-	ak_reservations_forget(db->generation);
+	ak_reservations_forget(db->generation, false);
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
 	db->generation = ++ak_shared->next_generation;
 	db->worker = NULL;

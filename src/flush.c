@@ -9,8 +9,8 @@
  *
  * A ceiling in memory is lowered before the row is written and raised after
  * the commit, so that what is admitted is durable at any moment.  The
- * transaction that moves ceilings touches apikeys.usage alone: clients wait for
- * it, so it must never wait for one of theirs.
+ * transaction that moves ceilings touches apikeys.usage alone, and adds to the
+ * ledger: clients wait for it, so it must never wait for one of theirs.
  *
  *-------------------------------------------------------------------------
  */

@@ -33,6 +33,22 @@ supersede_incarnations(void *arg)
 					" WHERE closed_at IS NULL AND superseded_at IS NULL",
 					false, 0) < 0)
 		elog(ERROR, "could not supersede incarnations");
+
+	/*
+	 * What that has cost of credits goes into the ledger at once: they may not
+	 * be used for years.
+	 */
+	if (SPI_processed > 0 &&
+		SPI_execute("WITH crashed AS (UPDATE apikeys.usage u SET charged = u.ceiling"
+					" FROM apikeys.usage b JOIN apikeys.incarnations i ON i.id = b.incarnation"
+					" WHERE u.subject_id = b.subject_id AND u.period = 'credits'"
+					" AND b.period = 'credits' AND b.charged <> b.ceiling"
+					" AND i.closed_at IS NULL"
+					" RETURNING u.subject_id, u.subject, b.charged - u.ceiling AS change)"
+					" INSERT INTO apikeys.ledger (subject_id, subject, kind, operation, amount, actor)"
+					" SELECT subject_id, subject, 'credits', 'correction', change, NULL FROM crashed",
+					false, 0) < 0)
+		elog(ERROR, "could not correct credits");
 }
 
 static void
@@ -140,7 +156,7 @@ ak_incarnation_close(AkDatabase *db, AkFlush *flush)
 		return false;
 	db->incarnation_open = false;
 	ak_meter_forget(db->generation, true);
-	ak_reservations_forget(db->generation);
+	ak_reservations_forget(db->generation, true);
 	ak_history_forget(db);		/* empty: its chunks may serve others */
 	return true;
 }

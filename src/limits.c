@@ -393,7 +393,6 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 	charge->nlimits = 1;
 	charge->nskipped = 0;
 	charge->refundable = false;
-	charge->reserved = false;
 	charge->repeated = false;
 	charge->has_request = key != NULL && costs != NULL &&
 		costs->request_id[0] != '\0';

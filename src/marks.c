@@ -178,14 +178,14 @@ leave_reservations(AkDatabase *db)
 {
 	Rows		rows = {.types = hold_types,.ncolumns = lengthof(hold_types)};
 	AkReservation *held;
-	int			n = ak_reservations_held(db, &held);
+	int			n = ak_reservations_held(db, true, &held);
 
 	for (int i = 0; i < n; i++)
 		for (int h = 0; h < held[i].nholds; h++)
 		{
 			const AkHold *hold = &held[i].holds[h];
 			Datum		values[] = {
-				UUIDPGetDatum(&held[i].id),
+				UUIDPGetDatum(&held[i].key.id),
 				Int32GetDatum(h),
 				UUIDPGetDatum(&held[i].key_id),
 				Int64GetDatum(held[i].max_cost),
@@ -197,7 +197,7 @@ leave_reservations(AkDatabase *db)
 				Int64GetDatum(hold->key.period_start),
 				Int64GetDatum(hold->amount),
 				Int64GetDatum(hold->emission),
-				Int64GetDatum(hold->refilled)
+				Int64GetDatum(hold->lost)
 			};
 
 			add_row(&rows, values);
@@ -215,7 +215,7 @@ take_reservations(AkDatabase *db)
 	if (SPI_execute("WITH taken AS (DELETE FROM apikeys.reservation_marks RETURNING *)"
 					" SELECT reservation_id, n, key_id, max_cost, charged_at,"
 					" deadline, subject_id, is_user, period, period_start,"
-					" amount, emission, refilled,"
+					" amount, emission, lost,"
 					" count(*) OVER (PARTITION BY reservation_id)"
 					" FROM taken ORDER BY reservation_id, n",
 					false, 0) != SPI_OK_SELECT)
@@ -229,8 +229,8 @@ take_reservations(AkDatabase *db)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("a reservation in apikeys.reservation_marks holds too many limits")));
-		held.id = *DatumGetUUIDP(returned(i, 1));
-		held.generation = db->generation;
+		held.key.id = *DatumGetUUIDP(returned(i, 1));
+		held.key.generation = db->generation;
 		held.state = AK_HELD;
 		held.key_id = *DatumGetUUIDP(returned(i, 3));
 		held.max_cost = DatumGetInt64(returned(i, 4));
@@ -241,7 +241,7 @@ take_reservations(AkDatabase *db)
 					 DatumGetInt64(returned(i, 10)));
 		hold->amount = DatumGetInt64(returned(i, 11));
 		hold->emission = DatumGetInt64(returned(i, 12));
-		hold->refilled = DatumGetInt64(returned(i, 13));
+		hold->lost = DatumGetInt64(returned(i, 13));
 		held.nholds = n + 1;
 		if (held.nholds == DatumGetInt64(returned(i, 14)))
 			ak_reservations_put(db, &held);

@@ -215,12 +215,11 @@ take(AkDatabase *db, const AkCharge *charge, AkLimit *limit,
 	{
 		entry->charged = ak_rate_charge(&limit->rate, entry->charged,
 										limit->cost, charge->now);
-		if (!charge->refundable && !charge->reserved)
-			entry->kept = ak_rate_charge(&limit->rate, entry->kept,
-										 limit->cost, charge->now);
+		limit->arrival = entry->charged + entry->given_back;
+		limit->life = entry->life;
 		return;
 	}
-	limit->refilled = entry->refilled;
+	limit->lost = entry->lost;
 	entry->charged += limit->cost;
 	mark_dirty(db, entry);
 
@@ -247,21 +246,28 @@ ask_for_ceiling(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
 /* ----- changes that are no charge ----- */
 
 /*
- * Changes of an entry that may be on their way to the disk; the counters wrap,
- * and are compared, well beyond it.
+ * Changes of an entry that may be on their way to the disk.  The counters wrap
+ * well beyond it: what aborts cannot wait.
  */
 #define CHANGES_MAX 100
+
+static uint8
+pending_changes(const MeterEntry *entry)
+{
+	return entry->changes - entry->changes_written;
+}
 
 static bool
 can_change(const MeterEntry *entry)
 {
-	return (uint8) (entry->changes - entry->changes_written) < CHANGES_MAX;
+	return pending_changes(entry) < CHANGES_MAX;
 }
 
+/* Whether a change is none of the last ones, which are not written yet. */
 static bool
 is_durable(const MeterEntry *entry, uint8 change)
 {
-	return (int8) (entry->changes_written - change) >= 0;
+	return (uint8) (entry->changes - change) >= pending_changes(entry);
 }
 
 /* Have a change made durable soon. */
@@ -307,29 +313,47 @@ refill(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
 }
 
 /*
- * The end of what could be given back: "used" of a limit's cost is kept.  What
- * was charged before a refill cannot raise the balance that the refill has set;
- * it is not billed.
+ * The end of what could be given back: "used" of a limit's cost is kept.
+ *
+ * Had the rest never been charged, refills since would have added as much less:
+ * that is taken back first.  ("lost" is less by what they have added.)
  */
 static void
 settle(AkDatabase *db, const AkLimit *limit, MeterEntry *entry, int64 used,
 	   TimestampTz charged_at)
 {
 	int64		rest = limit->cost - used;
+	int64		refilled = 0;
 
 	if (ak_limit_is_rate(limit))
 	{
-		ak_rate_settle(&limit->rate, &entry->charged, &entry->kept,
-					   limit->cost, used, charged_at);
+		int64		back = ak_rate_settle(&limit->rate, limit->cost, used,
+										  charged_at,
+										  limit->life != entry->life ? 0 :
+										  limit->arrival - entry->given_back,
+										  ak_database_clock(db, GetCurrentTimestamp()));
+
+		entry->charged -= back;
+		entry->given_back += back;
 		return;
 	}
 	if (rest == 0)
 		return;
-	if (ak_limit_is_credits(limit) && entry->refilled != limit->refilled)
-		entry->lost += rest;
-	else
-		entry->charged -= rest;
+	if (ak_limit_is_credits(limit))
+	{
+		refilled = Min(Max(limit->lost - entry->lost, 0), rest);
+		entry->lost += refilled;
+		rest -= refilled;
+	}
+	entry->charged -= rest;
 	mark_dirty(db, entry);
+
+	/*
+	 * Of what was refilled the worker does not learn by "charged"; an adjustment
+	 * that is undone may have lowered the ceiling.
+	 */
+	if ((refilled > 0 || rest < 0) && pending_changes(entry) < PG_UINT8_MAX - 1)
+		note_change(db, entry);
 }
 
 /* That the request itself has no entry yet. */
@@ -444,7 +468,6 @@ read_entry(const AkLimit *limit, MeterEntry *entry)
 			entry->charged = ak_rate_after_crash(&limit->rate, crash);
 		if (!database_of(&limit->key)->open)
 			entry->charged = Max(entry->charged, ak_rate_mark(&limit->key));
-		entry->kept = entry->charged;
 	}
 	else
 		ak_usage_row(&limit->key, limit->amount, entry);
@@ -499,11 +522,6 @@ load_entry(const MeterKey *key, const AkLimit *limit)
 		ak_entries_removed(key) == removed_before && ak_entry_find(key) == NULL)
 	{
 		ak_entry_insert(i, &loaded);
-
-		/* What a crash has cost goes into the ledger. */
-		if (key->period == AK_CREDITS && loaded.written != AK_UNWRITTEN &&
-			loaded.written != loaded.charged)
-			mark_dirty(db, ak_entry_find(key));
 		i = AK_NONE;
 	}
 	LWLockRelease(lock);
@@ -619,7 +637,9 @@ ak_meter_settle(const AkCharge *charge, bool give_back)
 		}
 	}
 	unlock_partitions(&partitions);
-	if (give_back)
+	if (give_back && db->urgent)
+		ak_nudge(db);
+	else if (give_back)
 		ak_nudge_if_asleep(db);
 }
 
@@ -642,8 +662,8 @@ change_entry(AkDatabase *db, const AkCharge *charge, const AkLimit *limit,
 
 /*
  * Change all counts of a charge, and set *durable to what will tell that each
- * is durable.  EXCEEDED: an adjustment would go below zero, and nothing has
- * changed.  The caller holds the partitions.
+ * is durable.  EXCEEDED: an adjustment would go below zero, or too high, and
+ * nothing has changed.  The caller holds the partitions.
  */
 static ChargeResult
 change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
@@ -668,7 +688,7 @@ change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
 			return TOO_MANY_CHANGES;
 		if (change == AK_ADJUST &&
 			(limit->cost < -(entry->charged - entry->lost) ||
-			 (limit->cost > 0 && entry->charged > PG_INT64_MAX - limit->cost)))
+			 (limit->cost > 0 && entry->charged > AK_ADJUST_MAX - limit->cost)))
 			return EXCEEDED;
 	}
 	for (int i = 0; i < charge->nlimits; i++)
@@ -724,8 +744,8 @@ all_durable(AkDatabase *db, const AkCharge *charge, const uint8 *versions)
  * Change the counts of a charge other than by a request, and wait until that
  * is durable.  The caller holds no lock.  Sets each limit's count.
  *
- * False if an adjustment would go below zero: then nothing has changed.
- * Errors: 53000 if the worker does not come in time; charge->changed says
+ * False if an adjustment would go below zero, or too high: then nothing has
+ * changed.  Errors: 53000 if the worker does not come in time; charge->changed says
  * whether the change was made.
  */
 bool

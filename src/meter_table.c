@@ -147,6 +147,8 @@ ak_entry_insert(uint32 i, const MeterEntry *filled)
 	uint32	   *bucket = bucket_of(&filled->key);
 
 	ak_shared->entries[i] = *filled;
+	if (filled->key.period == AK_RATE)
+		ak_shared->entries[i].life = ak_entries_removed(&filled->key) + 1;
 	ak_shared->entries[i].next = *bucket;
 	*bucket = i;
 }
@@ -192,7 +194,6 @@ ak_entry_follow_clock(MeterEntry *entry, TimestampTz now)
 		return;
 	entry->charged = Min(entry->charged,
 						 GetCurrentTimestamp() * 1000 + entry->ceiling);
-	entry->kept = Min(entry->kept, entry->charged);
 }
 
 /* A rate that is not full again is known to memory alone. */
@@ -294,7 +295,7 @@ ak_meter_forget(uint32 generation, bool closing)
 void
 ak_meter_put_rate(const MeterKey *key, int64 arrival)
 {
-	MeterEntry	entry = {.key = *key,.charged = arrival,.kept = arrival,.in_use = true};
+	MeterEntry	entry = {.key = *key,.charged = arrival,.in_use = true};
 	LWLock	   *lock = ak_partition_lock(key);
 	uint32		i = ak_entry_allocate();
 

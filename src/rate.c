@@ -14,10 +14,10 @@
  * rounded up to a nanosecond; the burst is a multiple of it, so that exactly
  * burst requests pass at once.
  *
- * What is charged but may yet be given back moves the arrival time on, but not
- * a second one beside it, which is of what is kept.  Giving back moves the
- * first one back, never behind the second: what is kept in the end has passed
- * as if the rest had never been asked for, or later, but never sooner.
+ * What is given back late has in part come back by itself, as time went by, and
+ * others may have used it since.  So it counts only as far as it cannot have:
+ * what is kept in the end has passed as if the rest had never been asked for, or
+ * later, but never sooner.
  *
  * A rate is not written down while it is used: after a crash it counts as used
  * up at the moment of the crash, and fills again from there.
@@ -98,17 +98,23 @@ ak_rate_charge(const AkRate *rate, int64 arrival, int64 cost, TimestampTz now)
 }
 
 /*
- * The end of a request that could be given back: "used" of its cost is kept,
- * as of when it was charged, the rest given back.
+ * How far the arrival time moves back at the end of a request that could be
+ * given back, of whose cost "used" is kept.
+ *
+ * Had it cost only that, the arrival time would be sooner by the rest, or by as
+ * little as the least that any request since has found ahead of itself.  That is
+ * no less than what is still to come of the arrival time that the request left
+ * behind; of it, the caller has taken off what was given back since, or knows
+ * nothing (0), but the request's own time it left behind at least.
  */
-void
-ak_rate_settle(const AkRate *rate, int64 *arrival, int64 *kept, int64 cost,
-			   int64 used, TimestampTz charged_at)
+int64
+ak_rate_settle(const AkRate *rate, int64 cost, int64 used,
+			   TimestampTz charged_at, int64 arrival_then, TimestampTz now)
 {
-	if (used > 0)
-		*kept = Min(Max(*kept, charged_at * NS_PER_USEC) +
-					used * rate->emission, *arrival);
-	*arrival = Max(*arrival - (cost - used) * rate->emission, *kept);
+	int64		own = charged_at * NS_PER_USEC + cost * rate->emission;
+	int64		to_come = Max(arrival_then, own) - now * NS_PER_USEC;
+
+	return Min((cost - used) * rate->emission, Max(to_come, 0));
 }
 
 /* How many requests would pass at once. */

@@ -67,7 +67,7 @@ xact_callback(XactEvent event, void *arg)
 			if (refundables != NULL)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has verified with on_abort => 'refund'")));
+						 errmsg("cannot PREPARE a transaction that has verified with on_abort => 'refund', or adjusted usage")));
 			break;
 		case XACT_EVENT_COMMIT:
 			finish_from(0, false);

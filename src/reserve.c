@@ -11,14 +11,18 @@
  * server crashes stays charged.
  *
  * All of it is guarded by the reservations lock, which is not held while counts
- * change: who sets the state of a reservation to ended is alone in settling it.
+ * change: who sets the state of a reservation to settling is alone in it, and
+ * does so only while the meter is open, lest the closing have written it down as
+ * held.  Closing forgets only what it has written down.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xlog.h"
 #include "funcapi.h"
+#include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -64,7 +68,7 @@ void
 ak_reservations_shmem_init(void)
 {
 	HASHCTL		ctl = {
-		.keysize = sizeof(pg_uuid_t),
+		.keysize = sizeof(AkReservationKey),
 		.entrysize = sizeof(AkReservation)
 	};
 
@@ -75,13 +79,25 @@ ak_reservations_shmem_init(void)
 
 /* ----- the table; the caller holds its lock ----- */
 
+static AkReservation *
+find(const AkReservationKey *key)
+{
+	return hash_search(reservations, key, HASH_FIND, NULL);
+}
+
+static void
+forget(const AkReservation *r)
+{
+	hash_search(reservations, &r->key, HASH_REMOVE, NULL);
+}
+
 static bool
 has_ended(const AkReservation *r)
 {
 	return r->state == AK_ENDED_SETTLED || r->state == AK_ENDED_RELEASED;
 }
 
-/* Forget what has ended, or what was never decided on; early if need be. */
+/* Forget what has ended; early if need be. */
 static void
 remove_ended(TimestampTz now, bool before_deadline)
 {
@@ -90,20 +106,34 @@ remove_ended(TimestampTz now, bool before_deadline)
 
 	hash_seq_init(&seq, reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		if ((has_ended(r) && (before_deadline || r->deadline <= now)) ||
-			(r->state == AK_PENDING && r->deadline <= now))
-			hash_search(reservations, &r->id, HASH_REMOVE, NULL);
+		if (has_ended(r) && (before_deadline || r->deadline <= now))
+			forget(r);
 }
 
 /* A new reservation, or NULL if there is no room. */
 static AkReservation *
-enter(const pg_uuid_t *id, TimestampTz now)
+enter(const AkReservationKey *key, TimestampTz now)
 {
 	if (hash_get_num_entries(reservations) >= ak_max_reservations)
 		remove_ended(now, true);
 	if (hash_get_num_entries(reservations) >= ak_max_reservations)
 		return NULL;
-	return hash_search(reservations, id, HASH_ENTER_NULL, NULL);
+	return hash_search(reservations, key, HASH_ENTER_NULL, NULL);
+}
+
+static void
+hold(AkDatabase *db, AkReservation *r)
+{
+	r->state = AK_HELD;
+	pg_atomic_fetch_add_u32(&db->reserved, 1);
+}
+
+/* Who calls this alone may settle it. */
+static void
+claim(AkDatabase *db, AkReservation *r)
+{
+	r->state = AK_SETTLING;
+	pg_atomic_fetch_sub_u32(&db->reserved, 1);
 }
 
 /* ----- reserving ----- */
@@ -147,17 +177,19 @@ max_cost_arg(FunctionCallInfo fcinfo)
 
 /* Take a place before anything is charged. */
 static void
-prepare_reservation(pg_uuid_t *id, TimestampTz now, TimestampTz deadline)
+prepare_reservation(AkReservationKey *key, TimestampTz now,
+					TimestampTz deadline)
 {
 	AkReservation *r;
 
-	ak_uuidv7(id);
+	key->generation = ak_catalog()->generation;
+	ak_uuidv7(&key->id);
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = enter(id, now);
+	r = enter(key, now);
 	if (r != NULL)
 	{
 		r->state = AK_PENDING;
-		r->generation = ak_catalog()->generation;
+		r->is_written = false;
 		r->charged_at = now;
 		r->deadline = deadline;
 	}
@@ -170,22 +202,29 @@ prepare_reservation(pg_uuid_t *id, TimestampTz now, TimestampTz deadline)
 						 "apikeys.max_reservations", ak_max_reservations)));
 }
 
+/* Also at an error, or the end of the session, before anything is charged. */
 static void
-drop_reservation(const pg_uuid_t *id)
+drop_reservation(int code, Datum arg)
 {
+	AkReservation *r;
+
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	hash_search(reservations, id, HASH_REMOVE, NULL);
+	r = find((AkReservationKey *) DatumGetPointer(arg));
+	if (r != NULL)
+		forget(r);
 	LWLockRelease(ak_shared->reservations);
 }
 
 /* What was charged is held from now on. */
 static void
-keep_reservation(const pg_uuid_t *id, const Decision *d, int64 max_cost)
+keep_reservation(const AkReservationKey *key, const Decision *d,
+				 int64 max_cost)
 {
 	AkReservation *r;
 
+	/* Only a dropped extension forgets it. */
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = hash_search(reservations, id, HASH_FIND, NULL);
+	r = find(key);
 	if (r != NULL)
 	{
 		r->key_id = d->key.id;
@@ -199,10 +238,11 @@ keep_reservation(const pg_uuid_t *id, const Decision *d, int64 max_cost)
 			r->holds[i].key = limit->key;
 			r->holds[i].amount = limit->amount;
 			r->holds[i].emission = limit->rate.emission;
-			r->holds[i].refilled = limit->refilled;
+			r->holds[i].lost = limit->lost;
+			r->holds[i].arrival = limit->arrival;
+			r->holds[i].life = limit->life;
 		}
-		r->state = AK_HELD;
-		pg_atomic_fetch_add_u32(&ak_catalog()->db->reserved, 1);
+		hold(ak_catalog()->db, r);
 	}
 	LWLockRelease(ak_shared->reservations);
 }
@@ -234,7 +274,7 @@ apikey_reserve(PG_FUNCTION_ARGS)
 	Request		request = {.reserve = true,.record = &record.record};
 	Decision	decision;
 	int64		ttl = ttl_arg(fcinfo);
-	pg_uuid_t	id;
+	AkReservationKey key;
 	Datum		values[OUT_RESERVATION_COLUMNS];
 	bool		nulls[OUT_RESERVATION_COLUMNS];
 
@@ -249,31 +289,26 @@ apikey_reserve(PG_FUNCTION_ARGS)
 					  (NullableDatum) {.isnull = true});
 
 	AcceptInvalidationMessages();
-	prepare_reservation(&id, request.now, request.now + ttl);
-	PG_TRY();
+	prepare_reservation(&key, request.now, request.now + ttl);
+	PG_ENSURE_ERROR_CLEANUP(drop_reservation, PointerGetDatum(&key));
 	{
 		ak_decide(&request, &decision);
 	}
-	PG_CATCH();
-	{
-		drop_reservation(&id);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(drop_reservation, PointerGetDatum(&key));
 
 	if (decision.outcome == AK_VALID)
 		ak_current_remember(&decision.key, &decision.subject);
 
 	/* A standby admits what is unlimited, and holds nothing of it. */
 	if (decision.outcome == AK_VALID && decision.is_metered)
-		keep_reservation(&id, &decision, request.cost);
+		keep_reservation(&key, &decision, request.cost);
 	else
-		drop_reservation(&id);
+		drop_reservation(0, PointerGetDatum(&key));
 
 	ak_answer(&request, &decision, values, nulls);
 	nulls[OUT_RESERVATION_ID] = nulls[OUT_DEADLINE] =
 		decision.outcome != AK_VALID || !decision.is_metered;
-	values[OUT_RESERVATION_ID] = UUIDPGetDatum(&id);
+	values[OUT_RESERVATION_ID] = UUIDPGetDatum(&key.id);
 	values[OUT_DEADLINE] = TimestampTzGetDatum(request.now + ttl);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
@@ -295,7 +330,9 @@ charge_of(const AkReservation *r, int64 used, AkCharge *charge)
 		limit->key = r->holds[i].key;
 		limit->amount = r->holds[i].amount;
 		limit->rate.emission = r->holds[i].emission;
-		limit->refilled = r->holds[i].refilled;
+		limit->lost = r->holds[i].lost;
+		limit->arrival = r->holds[i].arrival;
+		limit->life = r->holds[i].life;
 		limit->cost = r->max_cost;
 		limit->used = used;
 	}
@@ -317,6 +354,10 @@ refuse_settlement(const pg_uuid_t *id, const AkReservation *r,
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("reservation \"%s\" is settled already", shown)));
+	if (r->state == AK_SETTLING)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("reservation \"%s\" is being settled", shown)));
 	if (r->state != AK_HELD || actual_cost <= r->max_cost)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -330,55 +371,6 @@ refuse_settlement(const pg_uuid_t *id, const AkReservation *r,
 			 errhint("Charge the rest with apikey_verify().")));
 }
 
-/*
- * End a reservation: from here on the caller alone may settle it.
- */
-static void
-claim(const pg_uuid_t *id, int64 actual_cost, AkReservation *claimed)
-{
-	AkDatabase *db = ak_catalog()->db;
-	TimestampTz now = GetCurrentTimestamp();
-	AkReservation *r;
-	bool		can_settle = false;
-
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = hash_search(reservations, id, HASH_FIND, NULL);
-	if (r != NULL && (r->generation != db->generation ||
-					  r->state == AK_PENDING))
-		r = NULL;
-	if (r != NULL)
-	{
-		*claimed = *r;
-		can_settle = r->state == AK_HELD && r->deadline > now &&
-			actual_cost <= r->max_cost;
-	}
-	if (can_settle)
-	{
-		r->state = AK_ENDED_SETTLED;
-		pg_atomic_fetch_sub_u32(&db->reserved, 1);
-	}
-	LWLockRelease(ak_shared->reservations);
-	if (!can_settle)
-		refuse_settlement(id, r == NULL ? NULL : claimed, actual_cost);
-}
-
-/* It could not be settled: it is held as before. */
-static void
-unclaim(AkDatabase *db, const AkReservation *claimed)
-{
-	AkReservation *r;
-
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = hash_search(reservations, &claimed->id, HASH_FIND, NULL);
-	if (r != NULL && has_ended(r))
-	{
-		r->state = AK_HELD;
-		r->deadline = claimed->deadline;
-		pg_atomic_fetch_add_u32(&db->reserved, 1);
-	}
-	LWLockRelease(ak_shared->reservations);
-}
-
 /* While the meter is closed, reservations are not in memory. */
 static void
 wait_until_open(AkDatabase *db)
@@ -390,6 +382,61 @@ wait_until_open(AkDatabase *db)
 		if (!ak_wait_once(&wait))
 			ak_wait_failed(&wait);
 	ak_wait_end(&wait);
+}
+
+/*
+ * Claim a reservation that can be settled, or raise an error.
+ */
+static void
+claim_to_settle(AkDatabase *db, const AkReservationKey *key, int64 actual_cost,
+				AkReservation *claimed)
+{
+	AkReservation *r;
+	bool		was_open;
+	bool		can_settle;
+
+	do
+	{
+		wait_until_open(db);
+		can_settle = false;
+		LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
+		was_open = db->open;
+		r = find(key);
+		if (r != NULL && r->state == AK_PENDING)
+			r = NULL;
+		if (r != NULL)
+		{
+			*claimed = *r;
+			can_settle = was_open && r->state == AK_HELD &&
+				r->deadline > GetCurrentTimestamp() &&
+				actual_cost <= r->max_cost;
+		}
+		if (can_settle)
+			claim(db, r);
+		LWLockRelease(ak_shared->reservations);
+	} while (!was_open);
+	if (!can_settle)
+		refuse_settlement(&key->id, r == NULL ? NULL : claimed, actual_cost);
+}
+
+/* The end of a claim: settled, released, or held as before. */
+static void
+end_claim(AkDatabase *db, const AkReservation *claimed,
+		  AkReservationState state)
+{
+	AkReservation *r;
+
+	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
+	r = find(&claimed->key);
+	if (r != NULL && state == AK_HELD)
+		hold(db, r);
+	else if (r != NULL)
+		r->state = state;
+
+	/* Remembered for as long again, so that it is told why. */
+	if (r != NULL && state == AK_ENDED_RELEASED)
+		r->deadline = GetCurrentTimestamp() + (r->deadline - r->charged_at);
+	LWLockRelease(ak_shared->reservations);
 }
 
 /* What became of a reservation, for the history: the cost is corrected. */
@@ -420,51 +467,80 @@ actual_cost_arg(FunctionCallInfo fcinfo)
 	return PG_GETARG_INT64(1);
 }
 
+typedef struct Settlement
+{
+	AkDatabase *db;
+	AkReservation claimed;
+	AkCharge	charge;
+	AkRecord   *record;			/* NULL: none to be written, or none any more */
+} Settlement;
+
+/*
+ * An error, or the end of the session, before all was done: what is settled
+ * stays so, what is not is held as before.
+ */
+static void
+abandon_settlement(int code, Datum arg)
+{
+	Settlement *s = (Settlement *) DatumGetPointer(arg);
+
+	end_claim(s->db, &s->claimed,
+			  s->charge.changed ? AK_ENDED_SETTLED : AK_HELD);
+	if (s->charge.changed && s->record != NULL)
+		(void) ak_history_append(s->db, s->record, true);
+}
+
+static void
+settle(Settlement *s)
+{
+	PG_ENSURE_ERROR_CLEANUP(abandon_settlement, PointerGetDatum(s));
+	{
+		(void) ak_meter_change(&s->charge, AK_SETTLE);
+		if (s->record != NULL)
+			ak_history_remember(s->db, s->record);
+		s->record = NULL;
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(abandon_settlement, PointerGetDatum(s));
+	end_claim(s->db, &s->claimed, AK_ENDED_SETTLED);
+}
+
 /*
  * apikey_settle(reservation_id uuid, actual_cost bigint)
  *		-> apikeys.verification
  *
  * Charge what was used of a reservation, and give the rest back.  Durable when
  * it returns.  Errors: P0002 for an unknown reservation, 55000 for one that has
- * ended, 22004 and 22023 for arguments, 53000 if the worker does not come.
+ * ended, 22004 and 22023 for arguments, 25006 on a standby, 53000 if the worker
+ * does not come.
  */
 Datum
 apikey_settle(PG_FUNCTION_ARGS)
 {
 	TupleDesc	desc = result_desc(fcinfo, OUT_COLUMNS);
 	int64		actual_cost = actual_cost_arg(fcinfo);
-	pg_uuid_t	id = *PG_GETARG_UUID_P(0);
-	AkReservation claimed;
-	AkCharge	charge;
+	AkReservationKey key = {.id = *PG_GETARG_UUID_P(0)};
+	Settlement	settlement = {.record = NULL};
 	RecordSpace record;
 	Request		request = {.cost = 0,.now = GetCurrentTimestamp()};
 	Decision	decision = {.outcome = AK_VALID};
 	Datum		values[OUT_COLUMNS];
 	bool		nulls[OUT_COLUMNS];
 
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot settle a reservation during recovery"),
+				 errhint("Settle it on the primary server.")));
 	AcceptInvalidationMessages();
-	wait_until_open(ak_catalog()->db);
-	claim(&id, actual_cost, &claimed);
-	charge_of(&claimed, actual_cost, &charge);
-	PG_TRY();
-	{
-		(void) ak_meter_change(&charge, AK_SETTLE);
-	}
-	PG_CATCH();
-	{
-		/* It may have been settled, and not be known to be durable yet. */
-		end_record(&claimed, AK_SETTLED, actual_cost, &record.record);
-		if (!charge.changed)
-			unclaim(ak_catalog()->db, &claimed);
-		else
-			(void) ak_history_append(ak_catalog()->db, &record.record, true);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	settlement.db = ak_catalog()->db;
+	key.generation = ak_catalog()->generation;
+	claim_to_settle(settlement.db, &key, actual_cost, &settlement.claimed);
+	charge_of(&settlement.claimed, actual_cost, &settlement.charge);
+	end_record(&settlement.claimed, AK_SETTLED, actual_cost, &record.record);
+	settlement.record = &record.record;
+	settle(&settlement);
 
-	end_record(&claimed, AK_SETTLED, actual_cost, &record.record);
-	ak_history_remember(ak_catalog()->db, &record.record);
-	decision.key_is_known = ak_key_by_id(&claimed.key_id, &decision.key);
+	decision.key_is_known = ak_key_by_id(&settlement.claimed.key_id, &decision.key);
 	if (decision.key_is_known)
 	{
 		ak_subject_of_key(&decision.key, &decision.subject);
@@ -491,14 +567,11 @@ claim_due(AkDatabase *db, AkReservation *claimed)
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
 	hash_seq_init(&seq, reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		if (r->generation == db->generation && r->state == AK_HELD &&
+		if (r->key.generation == db->generation && r->state == AK_HELD &&
 			r->deadline <= now)
 		{
-			/* Remembered for as long again, so that it is told why. */
-			r->state = AK_ENDED_RELEASED;
+			claim(db, r);
 			*claimed = *r;
-			r->deadline = now + (r->deadline - r->charged_at);
-			pg_atomic_fetch_sub_u32(&db->reserved, 1);
 			found = true;
 			hash_seq_term(&seq);
 			break;
@@ -514,15 +587,24 @@ release_due(void *arg)
 	AkReservation claimed;
 	AkCharge	charge;
 	RecordSpace record;
+	bool		settled;
 
 	while (claim_due(db, &claimed))
 	{
 		charge_of(&claimed, 0, &charge);
-		if (!ak_meter_try_settle(&charge))
+		PG_TRY();
 		{
-			unclaim(db, &claimed);
-			return;
+			settled = ak_meter_try_settle(&charge);
 		}
+		PG_CATCH();
+		{
+			end_claim(db, &claimed, AK_HELD);
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+		end_claim(db, &claimed, settled ? AK_ENDED_RELEASED : AK_HELD);
+		if (!settled)
+			return;
 		end_record(&claimed, AK_RELEASED, 0, &record.record);
 		(void) ak_history_append(db, &record.record, true);
 	}
@@ -546,7 +628,7 @@ ak_reservations_release_due(AkDatabase *db)
 	remove_ended(now, false);
 	hash_seq_init(&seq, reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		is_due |= r->generation == db->generation && r->state == AK_HELD &&
+		is_due |= r->key.generation == db->generation && r->state == AK_HELD &&
 			r->deadline <= now;
 	LWLockRelease(ak_shared->reservations);
 	if (is_due)
@@ -554,24 +636,28 @@ ak_reservations_release_due(AkDatabase *db)
 }
 
 /*
- * The reservations that a database holds, in the current memory context.
+ * The reservations that a database holds, in the current memory context.  With
+ * "closing", the meter is closed, and the caller writes them down.
  */
 int
-ak_reservations_held(AkDatabase *db, AkReservation **held)
+ak_reservations_held(AkDatabase *db, bool closing, AkReservation **held)
 {
 	int			capacity = pg_atomic_read_u32(&db->reserved) + 64;
 	int			n = 0;
 	HASH_SEQ_STATUS seq;
 	AkReservation *r;
 
-	/* One that is made meanwhile may be left out; a closed meter makes none. */
+	/* One that is made meanwhile may be left out: it stays in memory. */
 	*held = palloc(capacity * sizeof(AkReservation));
-	LWLockAcquire(ak_shared->reservations, LW_SHARED);
+	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
 	hash_seq_init(&seq, reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		if (r->generation == db->generation && r->state == AK_HELD &&
+		if (r->key.generation == db->generation && r->state == AK_HELD &&
 			n < capacity)
+		{
+			r->is_written |= closing;
 			(*held)[n++] = *r;
+		}
 	LWLockRelease(ak_shared->reservations);
 	return n;
 }
@@ -586,14 +672,14 @@ ak_reservations_put(AkDatabase *db, const AkReservation *held)
 	AkReservation *r;
 
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = hash_search(reservations, &held->id, HASH_FIND, NULL);
+	r = find(&held->key);
 	if (r == NULL)
 	{
-		r = enter(&held->id, GetCurrentTimestamp());
+		r = enter(&held->key, GetCurrentTimestamp());
 		if (r != NULL)
 		{
 			*r = *held;
-			pg_atomic_fetch_add_u32(&db->reserved, 1);
+			hold(db, r);
 		}
 	}
 	LWLockRelease(ak_shared->reservations);
@@ -606,9 +692,12 @@ ak_reservations_put(AkDatabase *db, const AkReservation *held)
 						 "apikeys.max_reservations", ak_max_reservations)));
 }
 
-/* Forget what a slot's generation holds: it is written down, or of no use. */
+/*
+ * Forget the reservations of a slot's generation: when its meter is closing,
+ * those that are written down, else all.
+ */
 void
-ak_reservations_forget(uint32 generation)
+ak_reservations_forget(uint32 generation, bool closing)
 {
 	HASH_SEQ_STATUS seq;
 	AkReservation *r;
@@ -616,11 +705,12 @@ ak_reservations_forget(uint32 generation)
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
 	hash_seq_init(&seq, reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		if (r->generation == generation)
+		if (r->key.generation == generation &&
+			(!closing || (r->state == AK_HELD && r->is_written)))
 		{
 			if (r->state == AK_HELD)
 				pg_atomic_fetch_sub_u32(&ak_shared->databases[r->holds[0].key.database].reserved, 1);
-			hash_search(reservations, &r->id, HASH_REMOVE, NULL);
+			forget(r);
 		}
 	LWLockRelease(ak_shared->reservations);
 }
@@ -637,12 +727,12 @@ apikeys_held_reservations(PG_FUNCTION_ARGS)
 	int			n;
 
 	AcceptInvalidationMessages();
-	n = ak_reservations_held(ak_catalog()->db, &held);
+	n = ak_reservations_held(ak_catalog()->db, false, &held);
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < n; i++)
 	{
 		Datum		values[5] = {
-			UUIDPGetDatum(&held[i].id),
+			UUIDPGetDatum(&held[i].key.id),
 			UUIDPGetDatum(&held[i].key_id),
 			Int64GetDatum(held[i].max_cost),
 			TimestampTzGetDatum(held[i].charged_at),

@@ -191,7 +191,6 @@ meter(const Request *request, Decision *d)
 		ak_meter_look(&d->charge);
 		return AK_VALID;
 	}
-	d->charge.reserved = request->reserve;
 	if (request->reserve && d->charge.nlimits > AK_HOLDS_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

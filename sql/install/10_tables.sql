@@ -450,7 +450,7 @@ CREATE TABLE apikeys.reservation_marks (
     period_start bigint NOT NULL,
     amount bigint NOT NULL,
     emission bigint NOT NULL,
-    refilled bigint NOT NULL,
+    lost bigint NOT NULL,
     CONSTRAINT reservation_marks_pkey PRIMARY KEY (reservation_id, n)
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.reservation_marks', '');
@@ -468,7 +468,7 @@ COMMENT ON COLUMN apikeys.reservation_marks.period IS 'Number of the period''s u
 COMMENT ON COLUMN apikeys.reservation_marks.period_start IS 'Start of the period in microseconds since 2000, or hash of a rate''s name';
 COMMENT ON COLUMN apikeys.reservation_marks.amount IS 'The limit when it was reserved';
 COMMENT ON COLUMN apikeys.reservation_marks.emission IS 'Of a rate: ns from one request to the next';
-COMMENT ON COLUMN apikeys.reservation_marks.refilled IS 'Of credits: their last refill, in seconds since 2000';
+COMMENT ON COLUMN apikeys.reservation_marks.lost IS 'Of credits: charged less current_usage when it was reserved';
 
 COMMENT ON TABLE apikeys.rate_marks IS 'Rates in use when the meter was last closed; empty while it is open';
 COMMENT ON COLUMN apikeys.rate_marks.subject_id IS 'Who is metered: keys.id or users.subject_id';

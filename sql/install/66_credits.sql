@@ -93,7 +93,8 @@ COMMENT ON TRIGGER credits_before_write ON apikeys.users IS 'Checks credits and 
 
 -- Every change of what is granted is a row of the ledger, so that the sum of
 -- the ledger less what was consumed is the balance. While credits are unlimited
--- nothing is left and nothing is consumed of them.
+-- nothing is left of them, but requests that were admitted before may still
+-- charge or give back: set again, they make up for that.
 
 CREATE FUNCTION apikeys.write_ledger() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -101,21 +102,26 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     subject CONSTANT text := CASE TG_TABLE_NAME WHEN 'keys' THEN 'key' ELSE 'user' END;
-    subject_id CONSTANT uuid := to_jsonb(NEW) ->> CASE TG_TABLE_NAME WHEN 'keys' THEN 'id' ELSE 'subject_id' END;
+    holder CONSTANT uuid := to_jsonb(NEW) ->> CASE TG_TABLE_NAME WHEN 'keys' THEN 'id' ELSE 'subject_id' END;
     before bigint := 0;
     change bigint;
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         before := OLD.credits;
     END IF;
-    change := NEW.credits - before;
-    IF change IS NULL THEN
-        SELECT coalesce(NEW.credits, a.charged) - coalesce(before, a.charged)
-          INTO change
-          FROM apikeys.credit_account(subject_id, subject, NULL, NULL, NULL, NULL, NULL, false) a;
-    END IF;
+    change := CASE
+        WHEN NEW.credits IS NULL THEN
+            (SELECT a.charged - before
+               FROM apikeys.credit_account(holder, subject, NULL, NULL, NULL, NULL, NULL, false) a)
+        WHEN before IS NULL THEN
+            NEW.credits - (SELECT coalesce(sum(l.amount), 0)
+                             FROM apikeys.ledger l
+                            WHERE l.subject_id = holder AND l.kind = 'credits'
+                              AND l.operation IN ('grant', 'deduct', 'unlimited'))
+        ELSE NEW.credits - before
+    END;
     INSERT INTO apikeys.ledger (subject_id, subject, kind, operation, amount)
-    VALUES (subject_id, subject, 'credits',
+    VALUES (holder, subject, 'credits',
         CASE WHEN NEW.credits IS NULL THEN 'unlimited'
              WHEN change < 0 THEN 'deduct' ELSE 'grant' END,
         change);

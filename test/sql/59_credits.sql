@@ -59,6 +59,12 @@ DELETE FROM apikeys.keys WHERE id = :'id';
 SELECT replace(test.refusal(format('SELECT apikey_credits(%L, ''add'', 1)', :'id')), :'id', 'id') AS refusal;
 SELECT credits FROM apikey_restore(:'id');
 SELECT * FROM pg_temp.audit(:'id');
+-- What was admitted before credits became unlimited may end after it.
+SELECT reservation_id FROM apikey_reserve((SELECT api_key FROM apikey_regenerate(:'id')), 8) \gset
+SELECT apikey_credits(:'id', 'set', NULL);
+SELECT current_usage FROM apikey_settle(:'reservation_id', 3);
+SELECT apikey_credits(:'id', 'set', 20);
+SELECT * FROM pg_temp.audit(:'id');
 -- It only grows.
 SELECT test.refusal('UPDATE apikeys.ledger SET amount = 0');
 SELECT test.refusal('DELETE FROM apikeys.ledger');
@@ -167,6 +173,10 @@ SELECT status FROM apikey_delete(:'free');
 RESET ROLE;
 SELECT test.refusal('UPDATE apikeys.keys SET refill_day = 32, refill_amount = 1, refill_every = ''1 month''');
 
+SELECT e AS every, d AS day, test.refusal(format('SELECT apikeys.balance(%L, ''key'', 1, 1, %L, %L, %L)', :'id', e, d, s))
+  FROM (VALUES (1, '0', NULL, 'today'), (2, '1 day', 8, 'today'), (3, NULL, NULL, 'today'), (4, '1 day', NULL, NULL)) AS c (n, e, d, s)
+ ORDER BY n;
+
 -- Counts are adjusted by hand.
 SET ROLE regress_app;
 SELECT count(*) FROM apikey_plan_create('Adjusted', 100, 'year', 'adjusted');
@@ -197,6 +207,7 @@ SELECT current_usage, charged FROM apikeys.usage g JOIN apikeys.users u ON u.sub
 SET ROLE regress_app;
 SELECT test.refusal(format('SELECT apikey_usage_adjust(%L, -1)', :'id'));
 SELECT test.refusal(format('SELECT apikey_usage_adjust(%L, 9223372036854775807) FROM apikey_usage_adjust(%1$L, 1)', :'id'));
+SELECT test.refusal(format('SELECT apikey_usage_adjust(%L, 2305843009213693953)', :'id'));
 SELECT test.refusal('SELECT apikey_usage_adjust(NULL, 1)');
 SELECT test.refusal('SELECT apikey_usage_adjust(''00000000-0000-7000-8000-000000000000'', 1)');
 SELECT current_usage FROM apikey_usage(:'id');

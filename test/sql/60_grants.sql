@@ -25,10 +25,18 @@ SELECT count(*) FROM apikey_user_create('gus', plan_id => 'grants');
 SELECT count(*) FROM apikey_role_create('grants');
 SELECT id, api_key FROM apikey_create('grants', 'gus') \gset
 SELECT status FROM apikey_delete((SELECT id FROM apikey_create('to purge')));
+SELECT reservation_id AS held FROM apikey_reserve(:'api_key', 2) \gset
 CREATE TEMP TABLE attempts (n int GENERATED ALWAYS AS IDENTITY, statement text);
 GRANT SELECT ON attempts TO PUBLIC;
 INSERT INTO attempts (statement) VALUES
     (format('SELECT apikey_verify(%L)', :'api_key')),
+    (format('SELECT apikey_reserve(%L, 1, ''1 second'')', :'api_key')),
+    (format('SELECT apikey_settle(%L, 1)', :'held')),
+    (format('SELECT apikey_whoami(%L)', :'api_key')),
+    (format('SELECT apikey_ledger(%L)', :'id')),
+    (format('SELECT apikey_credits(%L, ''set'', 5)', :'id')),
+    ('SELECT apikey_user_credits(''gus'', ''set'', 5)'),
+    (format('SELECT apikey_usage_adjust(%L, 1)', :'id')),
     (format('SELECT apikey_get(%L)', :'id')),
     ('SELECT apikey_list()'),
     ('SELECT apikey_list(''gus'', ''grants'', ''default'', ''{}'')'),
@@ -85,6 +93,19 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT * FROM apikeys.live_usage'),
     ('SELECT * FROM apikeys.stats'),
     ('SELECT * FROM apikeys.incarnations'),
+    ('SELECT * FROM apikeys.ledger'),
+    ('INSERT INTO apikeys.ledger SELECT * FROM apikeys.ledger'),
+    ('SELECT * FROM apikeys.reservations'),
+    ('SELECT * FROM apikeys.held_reservations()'),
+    ('SELECT * FROM apikeys.reservation_marks'),
+    ('SELECT * FROM apikeys.rate_marks'),
+    (format('SELECT apikeys.adjust_count(%L, 1)', :'id')),
+    (format('SELECT apikeys.balance(%L, ''key'', 1, NULL, NULL, NULL, NULL)', :'id')),
+    (format('SELECT apikeys.credit_account(%L, ''key'', 1, NULL, NULL, NULL, NULL, true)', :'id')),
+    ('SELECT apikeys.credits_after(''set'', 1, 1, 1)'),
+    ('SELECT apikeys.is_refill(''1 day'', NULL)'),
+    ('SELECT apikeys.refill_times(''1 day'', NULL, now(), now())'),
+    ('UPDATE apikeys.users SET credits = 1'),
     ('UPDATE apikeys.keys SET enabled = true'),
     ('DELETE FROM apikeys.keys'),
     ('TRUNCATE apikeys.keys'),
@@ -112,7 +133,7 @@ INSERT INTO outcomes SELECT current_user, n, test.attempt(statement) FROM attemp
 SET ROLE regress_stranger;
 INSERT INTO outcomes SELECT current_user, n, test.attempt(statement) FROM attempts;
 RESET ROLE;
-SELECT regexp_replace(replace(replace(a.statement, :'api_key', '(secret)'), :'id', '(id)'), '^SELECT ', '') AS statement,
+SELECT regexp_replace(replace(replace(replace(a.statement, :'api_key', '(secret)'), :'id', '(id)'), :'held', '(held)'), '^SELECT ', '') AS statement,
        max(o.outcome) FILTER (WHERE o.role = 'regress_verifier') AS verifier,
        max(o.outcome) FILTER (WHERE o.role = 'regress_viewer') AS viewer,
        max(o.outcome) FILTER (WHERE o.role = 'regress_manager') AS manager,
@@ -159,6 +180,14 @@ SELECT count(*) >= 0 FROM apikey_requests(:'id');
 SELECT count(*) >= 0 FROM apikey_user_requests('tim');
 SELECT count(*) > 0 FROM apikey_usage_series(:'id', 'month');
 SELECT count(*) > 0 FROM apikey_user_usage_series('tim', interval '1 day');
+SELECT apikey_credits(:'id', 'set', 5), apikey_credits(:'id', 'add', 2), apikey_credits(:'id', 'subtract', 1);
+SELECT apikey_user_credits('tim', 'set', 5);
+SELECT credits FROM apikey_get(:'id');
+SELECT count(*) FROM apikey_update(:'id', '{"refill_amount": 5, "refill_every": "1 week", "refill_day": 1}');
+SELECT count(*) FROM apikey_ledger(:'id');
+SELECT current_usage FROM apikey_usage_adjust(:'id', 1, 'trap');
+SELECT reservation_id FROM apikey_reserve(:'api_key', 2) \gset
+SELECT current_usage FROM apikey_settle(:'reservation_id', 1);
 SELECT count(*) FROM apikey_regenerate(:'id');
 SELECT count(*) FROM apikey_delete(:'id');
 SELECT apikey_revoke('tim', 'trap', 'default');

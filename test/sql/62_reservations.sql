@@ -83,5 +83,5 @@ SELECT test.refusal(format('SELECT apikey_reserve(%L, 1)', :'api_key'));
 SELECT current_usage FROM apikey_usage(:'id');
 SELECT current_usage FROM apikey_settle(:'held', 5);
 RESET ROLE;
-SELECT count(*) FROM apikeys.reservations;
+SELECT count(*) FROM apikeys.reservations WHERE key_id = :'id';
 SELECT test.refusal('TRUNCATE apikeys.reservation_marks');

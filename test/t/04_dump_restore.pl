@@ -32,6 +32,12 @@ $node->safe_psql(
 		'2020-01-31 12:00+00', '{"team": "red"}');
 	SELECT apikey_user_create('bob', 'Bob', 'bob@example.com');
 	SELECT apikey_user_create('carol', 'Carol', 'carol@example.com');
+	SELECT apikey_user_credits('carol', 'set', 3);
+	SELECT apikey_user_create('erin');
+	SELECT apikey_user_update('erin', '{"refill_amount": 7, "refill_every": "1 month", "refill_day": 31}');
+	SELECT apikey_user_credits('erin', 'set', 50);
+	SELECT apikey_user_create('frank');
+	SELECT apikey_user_credits('frank', 'set', 5);
 	SELECT apikey_role_create('writer', '{docs.*,audit.read}', 'Writes');
 	SELECT apikey_role_create('none');
 	UPDATE apikeys.users SET is_disabled = true WHERE id = 'bob';
@@ -51,7 +57,11 @@ my %arguments = (
 	gone => q('gone', plan_id => 'gone'),
 	deleted => q('deleted', 'alice'),
 	expired => q('expired', expires_at => clock_timestamp() + '1 second'),
-	regenerated => q('regenerated', expires_at => '2999-12-31'));
+	regenerated => q('regenerated', expires_at => '2999-12-31'),
+	paid => q('paid', credits => 100),
+	refilled => q('refilled', credits => 20, refill_amount => 10,
+		refill_every => '1 hour'),
+	spender => q('spender', 'erin'));
 foreach my $name (sort keys %arguments)
 {
 	($id{$name}, $secret{$name}) = issue($node, 'source', $arguments{$name});
@@ -61,7 +71,8 @@ my (undef, $regenerated) = split /\|/,
 	"SELECT id, api_key FROM apikey_regenerate('$id{regenerated}', '10 years')"
   );
 
-my %times = (plain => 5, planned => 70, shared => 9, regenerated => 3);
+my %times = (plain => 5, planned => 70, shared => 9, regenerated => 3,
+	paid => 7, refilled => 15, spender => 4);
 my $history = 0;
 foreach my $name (sort keys %times)
 {
@@ -88,6 +99,25 @@ ok( $node->poll_query_until(
 is(verify($node, 'source', $secret{expired}), 'EXPIRED', 'expired');
 $history++;
 
+# A refill has come, and more was granted; a balance was given up.
+$node->safe_psql(
+	'source', qq(
+	SET session_replication_role = replica;
+	UPDATE apikeys.keys SET refill_since = clock_timestamp() - interval '90 minutes'
+	 WHERE id = '$id{refilled}';
+	RESET session_replication_role;
+	SELECT apikey_credits('$id{paid}', 'add', 11);
+	SELECT apikey_user_credits('frank', 'set', NULL);
+	SELECT apikey_usage_adjust('$id{paid}', 2, 'a correction')));
+is(verify($node, 'source', $secret{refilled}), 'VALID', 'a refill');
+$history++;
+my $balances = q(SELECT string_agg(format('%s %s', id, credits), ' ' ORDER BY id)
+	FROM (SELECT name AS id, credits FROM apikeys.key_objects
+	      UNION ALL SELECT id, credits FROM apikeys.user_objects) s
+	WHERE credits IS NOT NULL);
+my $balanced = 'carol 3 erin 46 paid 104 refilled 9';
+is($node->safe_psql('source', $balances), $balanced, 'balances');
+
 # Dated partitions: the worker has made some ahead.
 my $dated = q(SELECT count(*) FROM pg_inherits
 	WHERE inhparent = 'apikeys.requests'::regclass
@@ -110,8 +140,10 @@ is( $node->safe_psql(
 ok(flushed($node, 'source', $history), 'the history is complete');
 ok( $node->poll_query_until(
 		'source', q(
-		SELECT count(*) = 4 AND sum(current_usage) = 88
-		       AND bool_and(charged = current_usage)
+		SELECT count(*) = 10 AND sum(current_usage) = 144
+		       AND bool_and(charged = current_usage - CASE
+		           WHEN refilled_at IS NULL THEN 0 ELSE 5 END)
+		       AND bool_and(charged = ceiling OR period <> 'credits')
 		  FROM apikeys.usage)),
 	'the counts are written');
 ok( $node->poll_query_until(
@@ -129,7 +161,7 @@ ok( $node->poll_query_until(
 
 # Every row of every table, in order.
 my @tables =
-  qw(apis plans users roles keys requests usage rollups incarnations);
+  qw(apis plans users roles keys requests usage ledger rollups incarnations);
 
 sub rows
 {
@@ -218,6 +250,9 @@ foreach my $format ('plain', 'custom')
 		$node->safe_psql('source', $dated),
 		"so are the dated partitions ($format)");
 
+	is($node->safe_psql($database, $balances), $balanced, "so are balances ($format)");
+	is(rows($database, 'ledger', 'true'), $source{ledger}, "and nothing is added to the ledger ($format)");
+
 	# It works: old secrets, counts, new keys, new history.
 	is(verify($node, $database, $secret{planned}),
 		'VALID', "an old secret is valid ($format)");
@@ -254,6 +289,25 @@ foreach my $format ('plain', 'custom')
 		),
 		'0',
 		"and purged ($format)");
+}
+
+# What is reserved while the meter is closed.
+$node->safe_psql('postgres', 'CREATE DATABASE holds');
+install($node, 'holds');
+my ($held_id, $holder) = issue($node, 'holds', q('holder', credits => 10));
+my $held = $node->safe_psql('holds', "SELECT reservation_id FROM apikey_reserve('$holder', 6)");
+$node->safe_psql('postgres', q(
+	SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
+	 WHERE backend_type = 'apikeys worker' AND datname = 'holds'));
+$node->command_ok([ 'pg_dump', '-Fc', '--no-sync', '-f', "$dir/holds", $node->connstr('holds') ],
+	'pg_dump of a closed meter');
+$node->safe_psql('postgres', 'CREATE DATABASE restored_holds');
+$node->command_ok([ 'pg_restore', '--exit-on-error', '-d', $node->connstr('restored_holds'), "$dir/holds" ],
+	'is restored');
+foreach my $database ('restored_holds', 'holds')
+{
+	is( $node->safe_psql($database, "SELECT credits, current_usage FROM apikey_settle('$held', 2)"),
+		'8|2', "what was reserved is settled ($database)");
 }
 
 is(verify($node, 'source', $secret{planned}), 'VALID', 'the source goes on');

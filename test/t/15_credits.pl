@@ -148,26 +148,86 @@ my ($status, $told) = $node->psql(
 	'postgres', "SET statement_timeout = '1s'; SELECT code FROM apikey_verify('$gated')");
 isnt($status, 0, 'a refill that cannot be written admits nothing');
 unlike($told, qr/VALID/, 'not even once');
+($status) = $node->psql('postgres',
+	"SET statement_timeout = '1s'; SELECT apikey_credits('$gated_id', 'add', 0)");
+isnt($status, 0, 'nor is it told to who grants more');
 $blocker->query_safe('COMMIT');
 $blocker->quit;
 is(verify($node, 'postgres', $gated), 'VALID', 'and then it does');
 
-# What was charged before a refill and is given back after it adds nothing to
-# the balance that the refill has set.
-my ($late_id, $late) = issue($node, 'postgres', "'late', $arguments");
-my $session = $node->background_psql('postgres');
-$session->query_safe(
-	"BEGIN; SELECT apikey_verify('$late', cost => 98, on_abort => 'refund')");
-make_due($late_id);
-is(verify($node, 'postgres', $late), 'VALID', 'a refill comes meanwhile');
-$session->query_safe('ROLLBACK');
-$session->quit;
-is((split /\|/, audit('keys', $late_id))[0], 9, 'what is given back late adds nothing to it');
+# What is given back after a refill: the balance is as if it had never been
+# charged, when the refill would have added less.
+foreach my $case ([ 'subscription', 10, 8, 9 ], [ 'bought', 100, 98, 99 ], [ 'plenty', 100, 50, 99 ])
+{
+	my ($name, $credits, $cost, $left) = @$case;
+	my ($late_id, $late) = issue($node, 'postgres',
+		"'$name', credits => $credits, refill_amount => 10, refill_every => '1 hour'");
+	my $session = $node->background_psql('postgres');
+	$session->query_safe(
+		"BEGIN; SELECT apikey_verify('$late', cost => $cost, on_abort => 'refund')");
+	make_due($late_id);
+	is(verify($node, 'postgres', $late), 'VALID', "a refill comes meanwhile ($name)");
+	ok( $node->poll_query_until(
+			'postgres',
+			"SELECT charged = ceiling AND refilled_at IS NOT NULL FROM apikeys.usage WHERE subject_id = '$late_id' AND period = 'credits'"),
+		'all of it is written');
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+	is((split /\|/, audit('keys', $late_id))[0], $left, "what is given back late ($name)");
+	ok( $node->poll_query_until(
+			'postgres',
+			"SELECT current_usage = 1 FROM apikeys.usage WHERE subject_id = '$late_id' AND period = 'credits'"),
+		'is not billed');
+	is(audit('keys', $late_id), "$left|t", 'and the ledger agrees');
+}
+
+# ----- A change that comes while an older state is being written -----
+
+sql(q(
+	CREATE TABLE slow (id uuid);
+	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+	    IF NEW.period = 'credits' AND NEW.subject_id IN (SELECT id FROM public.slow) THEN
+	        PERFORM pg_sleep(1);
+	    END IF;
+	    RETURN NEW;
+	END $$;
+	CREATE TRIGGER slow BEFORE INSERT ON apikeys.usage FOR EACH ROW EXECUTE FUNCTION slow();
+	ALTER TABLE apikeys.usage ENABLE ALWAYS TRIGGER slow;
+	SELECT apikey_plan_create('Writing', 100, 'year', plan_id => 'writing')));
+my ($writing_id, $writing) = issue($node, 'postgres', "'writing', plan_id => 'writing', $arguments");
+is(verify_times($node, 'postgres', $writing, 100), 100, 'all is consumed');
 ok( $node->poll_query_until(
-		'postgres',
-		"SELECT current_usage = 1 FROM apikeys.usage WHERE subject_id = '$late_id' AND period = 'credits'"),
-	'but is not billed');
-is(audit('keys', $late_id), '9|t', 'and the ledger agrees');
+		'postgres', "SELECT bool_and(charged = 100 AND ceiling = 100 OR period <> 'credits') FROM apikeys.usage WHERE subject_id = '$writing_id'"),
+	'and written');
+sql("SELECT apikey_usage_adjust('$writing_id', -50); SELECT apikey_credits('$writing_id', 'add', 5); INSERT INTO slow VALUES ('$writing_id')");
+
+# Have the present state written, and wait until that has begun.
+sub begin_to_write
+{
+	my $run = IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT code FROM apikey_verify('$writing')" ],
+		'<', \undef, '>', \my $out, '2>&1');
+	ok( $node->poll_query_until(
+			'postgres', q(SELECT count(*) > 0 FROM pg_stat_activity
+			 WHERE backend_type = 'apikeys worker' AND wait_event = 'PgSleep')),
+		'a write is under way');
+	return $run;
+}
+
+my $run = begin_to_write();
+make_due($writing_id);
+is( sql(qq(
+		SELECT code FROM apikey_verify('$writing');
+		SELECT count(*) FROM apikeys.ledger WHERE subject_id = '$writing_id' AND operation = 'refill')),
+	"VALID\n1", 'a refill waits for its own write');
+$run->finish;
+$run = begin_to_write();
+my $adjusted_to = sql("SELECT current_usage FROM apikey_usage_adjust('$writing_id', 7)");
+my $written_to = sql("SELECT current_usage FROM apikeys.usage WHERE subject_id = '$writing_id' AND period = 'year'");
+cmp_ok($written_to, '>=', $adjusted_to - 1, 'and so does an adjustment');
+$run->finish;
+sql('DROP TRIGGER slow ON apikeys.usage');
 
 # ----- A clean restart and an eviction from memory change nothing -----
 
@@ -175,6 +235,55 @@ my $before = sql('SELECT id, credits FROM apikeys.key_objects ORDER BY id');
 $node->restart;
 is(sql('SELECT id, credits FROM apikeys.key_objects ORDER BY id'),
 	$before, 'a restart keeps balances');
+
+# ----- What is written at the next interval alone -----
+
+$node->append_conf('postgresql.conf', "apikeys.flush_interval = '1min'");
+$node->restart;
+
+# The ceiling of what is undone was lower.
+sql(q(SELECT apikey_plan_create('Plan', 100, 'year', plan_id => 'plan')));
+my ($adjusted_id, $adjusted) = issue($node, 'postgres', q('adjusted', plan_id => 'plan'));
+is(verify_times($node, 'postgres', $adjusted, 110), 100, 'a quota is used up');
+my $adjusting = $node->background_psql('postgres');
+$adjusting->query_safe("BEGIN; SELECT apikey_usage_adjust('$adjusted_id', -50)");
+is( sql("SELECT charged FROM apikeys.usage WHERE subject_id = '$adjusted_id'"),
+	'50', 'an adjustment is durable');
+$adjusting->query_safe('ROLLBACK');
+my $undone_at = time;
+ok( $node->poll_query_until(
+		'postgres', "SELECT charged = 100 FROM apikeys.usage WHERE subject_id = '$adjusted_id'"),
+	'and so is its end');
+cmp_ok(time - $undone_at, '<', 20, 'which does not wait for the interval');
+$adjusting->quit;
+
+# Slack is for what is not paid for.
+sql(q(ALTER SYSTEM SET apikeys.crash_slack = 1000; SELECT pg_reload_conf()));
+ok($node->poll_query_until('postgres', q(SELECT current_setting('apikeys.crash_slack') = '1000')), 'some slack');
+my (undef, $exact) = issue($node, 'postgres', q('exact', credits => 10));
+$blocker = $node->background_psql('postgres');
+$blocker->query_safe('BEGIN; LOCK TABLE apikeys.usage IN SHARE MODE');
+(undef, $told) = $node->psql(
+	'postgres', "SET statement_timeout = '1s'; SELECT code FROM apikey_verify('$exact')");
+unlike($told, qr/VALID/, 'is none for credits');
+$blocker->query_safe('COMMIT');
+$blocker->quit;
+sql(q(ALTER SYSTEM RESET apikeys.crash_slack; SELECT pg_reload_conf()));
+
+# What a crash costs is in the ledger, though nobody verifies.
+my ($idle_id, $idle) = issue($node, 'postgres', q('idle', credits => 6400));
+is(verify($node, 'postgres', $idle), 'VALID', 'credits are used');
+$node->stop('immediate');
+$node->append_conf('postgresql.conf', "apikeys.flush_interval = '200ms'");
+ok(start_again($node), 'a crash');
+ok(until_true(sub { audit('keys', $idle_id) =~ /\|t$/ }), 'is in the ledger');
+cmp_ok((split /\|/, audit('keys', $idle_id))[0], '<', 6399, 'and has cost something');
+is( sql("SELECT string_agg(operation, ' ' ORDER BY id) FROM apikeys.ledger WHERE subject_id = '$idle_id'"),
+	'grant correction', 'once');
+is( sql("SELECT current_usage FROM apikeys.live_usage WHERE subject_id = '$idle_id' AND period = 'credits'") <= 1,
+	1, 'but is not billed');
+is(verify($node, 'postgres', $idle), 'VALID', 'the rest can be used');
+like(audit('keys', $idle_id), qr/\|t$/, 'and the sum still holds');
 
 $node->stop;
 done_testing();

@@ -149,6 +149,136 @@ is( sql(q(
 	't', 'the worker is terminated');
 is(settle($held, 7), $after + 47, 'what was held is settled by the next one');
 
+# ----- A copy of the database holds its own -----
+
+my (undef, $any) = issue($node, 'postgres', q('any'));
+$held = reserve($own, 20);
+$node->safe_psql('template1', 'CREATE DATABASE copy TEMPLATE postgres');
+is(verify($node, 'copy', $any), 'VALID', 'a copy is verified with first');
+is( $node->safe_psql('copy', 'SELECT id FROM apikeys.reservations'),
+	$held, 'it holds what was held');
+is(settle($held, 1), $after + 48, 'so does the database itself');
+is( $node->safe_psql('copy', "SELECT current_usage FROM apikey_settle('$held', 2)"),
+	$after + 49, 'each settles its own');
+$node->safe_psql('postgres', 'DROP DATABASE copy');
+
+# ----- Who cannot finish leaves it as it was -----
+
+# Counts are not in memory after a restart, and cannot be read.
+sub lock_usage
+{
+	my ($mode) = @_;
+	my $session = $node->background_psql('postgres');
+	$session->query_safe("BEGIN; LOCK TABLE apikeys.usage IN $mode MODE");
+	return $session;
+}
+
+sub unlock
+{
+	my ($session) = @_;
+	$session->query_safe('COMMIT');
+	$session->quit;
+	return;
+}
+
+sub in_background
+{
+	my ($command) = @_;
+	my $out = '';
+	return IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $command ],
+		'<', \undef, '>', \$out, '2>&1');
+}
+
+# Waits until the worker could not do something so many times.
+sub worker_fails
+{
+	my ($from, $times) = @_;
+	return until_true(
+		sub {
+			my @failures = slurp_file($node->logfile, $from) =~ /canceling statement due to lock timeout/g;
+			return @failures >= $times;
+		});
+}
+
+$held = reserve($own, 20);
+$due = reserve($own, 10, '2 seconds');
+$node->restart;
+my $blocker = lock_usage('ACCESS EXCLUSIVE');
+my $log = -s $node->logfile;
+my $settling = in_background("SELECT apikey_settle('$held', 5)");
+ok( $node->poll_query_until(
+		'postgres', q(
+		SELECT count(*) > 0 FROM pg_stat_activity
+		 WHERE query LIKE 'SELECT apikey_settle%' AND wait_event_type = 'Lock')),
+	'a settlement waits');
+sql(q(SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE query LIKE 'SELECT apikey_settle%'));
+$settling->finish;
+ok(worker_fails($log, 2), 'so does a release, and fails');
+unlock($blocker);
+is(settle($held, 5) - ($after + 48) >= 5, 1, 'what was to be settled can be');
+ok( $node->poll_query_until(
+		'postgres', "SELECT current_usage = $after + 53 FROM apikey_usage('$own_id')"),
+	'and what was to be released is');
+
+# A deadline that passes before anything is charged.
+my ($short_id, $short) = issue($node, 'postgres', q('short', credits => 10));
+$blocker = lock_usage('SHARE');
+$log = -s $node->logfile;
+my $reserving = in_background("SELECT apikey_reserve('$short', 5, '1 millisecond')");
+ok(worker_fails($log, 3), 'a reservation waits beyond its deadline');
+unlock($blocker);
+$reserving->finish;
+ok( $node->poll_query_until(
+		'postgres', "SELECT credits = 10 AND current_usage = 0 FROM apikey_usage('$short_id')"),
+	'and is given back');
+
+# Settled in memory, but the client does not wait until that is durable.
+$held = reserve($short, 5);
+$blocker = lock_usage('SHARE');
+(undef, undef, my $cancelled) =
+  $node->psql('postgres', "SET statement_timeout = '500ms'; SELECT apikey_settle('$held', 1)");
+like($cancelled, qr/canceling statement due to statement timeout/, 'a settlement is cancelled');
+unlock($blocker);
+is(usage($node, 'postgres', $short_id), 1, 'which is too late');
+like(settle($held, 1), qr/is settled already/, 'and told');
+ok( $node->poll_query_until(
+		'postgres', "SELECT sum(cost) = 1 FROM apikeys.requests WHERE key_id = '$short_id' AND status = 'allowed'"),
+	'the history adds up to it');
+
+# ----- No burst twice, however much was reserved before -----
+
+sql(q(SELECT apikey_plan_create('Burst', plan_id => 'burst');
+	  SELECT apikey_limit_set('rate', 20, '1 second', plan_id => 'burst')));
+my ($burst_id, $burst) = issue($node, 'postgres', q('burst', plan_id => 'burst'));
+my $full = qq(SELECT (l ->> 'remaining')::int = 20 FROM apikey_usage('$burst_id'), jsonb_array_elements(limits) l
+	           WHERE l ->> 'name' = 'rate');
+my @before;
+foreach (1 .. 3)
+{
+	push @before, reserve($burst, 20);
+	ok($node->poll_query_until('postgres', $full), 'a rate fills again');
+}
+my $codes = $node->safe_psql('postgres', join ';',
+	"SELECT code FROM apikey_reserve('$burst', 20, '1 second')",
+	map { "SELECT code FROM apikey_settle('$_', 0); SELECT code FROM apikey_reserve('$burst', 20, '1 second')" } @before);
+my @admitted = $codes =~ /VALID/g;
+is(@admitted - @before, 1, 'what was reserved long ago is no burst to use again');
+
+# But what is still to come of it, behind what others have used, is given back.
+sql(q(SELECT apikey_plan_create('Slow', plan_id => 'slow');
+	  SELECT apikey_limit_set('rate', 100, '10 seconds', plan_id => 'slow')));
+my ($slow_id, $slow) = issue($node, 'postgres', q('slow', plan_id => 'slow'));
+$left = qq(SELECT (l ->> 'remaining')::int FROM apikey_usage('$slow_id'), jsonb_array_elements(limits) l
+	       WHERE l ->> 'name' = 'rate');
+is(sql("SELECT code FROM apikey_verify('$slow', cost => 75)"), 'VALID', 'most is used');
+$held = reserve($slow, 10);
+ok($node->poll_query_until('postgres', "SELECT ($left) BETWEEN 28 AND 80"), 'and more than is held fills again');
+my ($with, $without) = split /\n/, sql("$left; SELECT FROM apikey_settle('$held', 0); $left") =~ s/\n\n/\n/r;
+cmp_ok($without, '>=', $with + 10, 'what is held is given back nonetheless');
+ok( $node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM apikeys.reservations'),
+	'nothing is held any more');
+
 # ----- A full table refuses, and says so -----
 
 $node->append_conf('postgresql.conf', 'apikeys.max_reservations = 10');
@@ -157,7 +287,7 @@ is( sql(qq(SELECT count(*) FROM generate_series(1, 10) n WHERE (apikey_reserve('
 	10, 'as many as there is room for');
 my (undef, undef, $err) = $node->psql('postgres', "SELECT apikey_reserve('$own', 1)");
 like($err, qr/too many reservations are held/, 'one more is refused');
-is(usage($node, 'postgres', $own_id), $after + 57, 'and not charged');
+is(usage($node, 'postgres', $own_id), $after + 63, 'and not charged');
 
 $node->stop;
 done_testing();
