@@ -212,7 +212,7 @@ ak_redact_statement(char *text)
 
 /*
  * Where JSON is wrong, the server shows the 50 bytes before: a secret may have
- * lost its prefix.
+ * lost its prefix.  Numbers and lower-case words stay.
  */
 static void
 redact_json(char *text)
@@ -226,7 +226,8 @@ redact_json(char *text)
 		Run			run;
 
 		read_run(c + 3, 0, &run);
-		if (run.length > 0)
+		if (run.length > AK_START_RANDOM && run.lower < run.length &&
+			run.digits < run.length)
 			mask(&run);
 		c = run.end;
 	}

@@ -95,6 +95,7 @@ $windows = qr/$windows/;
 
 # What is shown in the text, with what is around it.
 my ($texts, $searched, $found) = (0, 0, 0);
+my $folded;
 
 sub shown
 {
@@ -102,6 +103,7 @@ sub shown
 	$texts++;
 	$searched += length $text;
 	my @found = $text =~ /(.{0,60}(?:$windows).{0,20})/g;
+	@found = $text =~ /(.{0,60}(?:$folded).{0,20})/gi if !@found && $folded;
 	$found++ if @found;
 	return join "\n", splice @found, 0, 5;
 }
@@ -236,11 +238,14 @@ foreach my $name (sort keys %secret)
 # pasted without its end.
 foreach my $text (@cut{ sort keys %cut })
 {
+	# Names are in lower case: then eight characters are not there by chance.
+	$folded = join '|', map { substr $text, $_, 8 } length($text) - 38 .. length($text) - 8;
 	$node->psql('postgres',
 		"SELECT $text; SELECT * FROM $text; SELECT '" . substr($text, 0, -10) . q('),
 		on_error_stop => 0);
+	logged('names, and most of a secret');
 }
-logged('names, and most of a secret');
+undef $folded;
 
 # ----- Parameters -----
 
