@@ -129,7 +129,7 @@ ok( $node->poll_query_until(
 
 # Every row of every table, in order.
 my @tables =
-  qw(apis plans users roles keys requests usage rollups incarnations);
+  qw(apis plans users roles keys requests usage rollups rollup_totals incarnations);
 
 sub rows
 {
