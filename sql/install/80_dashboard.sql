@@ -159,8 +159,8 @@ td.when, .address { white-space: nowrap }
 .bar, .swatch { display: block } .track { fill: var(--line) }
 .swatch { display: inline-block; vertical-align: -1px; margin-right: 5px }
 .used { fill: var(--o0) } .near { fill: var(--o1) } .over { fill: var(--o2) }
-.chart { display: block; overflow: hidden } .chart text { fill: var(--quiet); font-size: 12px;
-  paint-order: stroke; stroke: var(--card); stroke-width: 3px }
+.chart { display: block; overflow: hidden } .chart text { fill: var(--ink); font-size: 12px;
+  paint-order: stroke; stroke: var(--card); stroke-width: 4px }
 .chart line { stroke: var(--line) }
 .o0 { fill: var(--o0) } .o1 { fill: var(--o1) } .o2 { fill: var(--o2) } .o3 { fill: var(--o3) }
 .o4 { fill: var(--o4) } .o5 { fill: var(--o5) } .o6 { fill: var(--o6) } .o7 { fill: var(--o7) }
@@ -219,10 +219,10 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    -- Not Content-Type: who asks for JSON gets a JSON string, which is no HTML.
     PERFORM apikeys.http_header('Content-Security-Policy', format(
         'default-src ''none''; style-src ''sha256-%s''; base-uri ''none''; form-action ''none''; frame-ancestors ''none''',
         encode(sha256(convert_to(apikeys.dashboard_style(), 'UTF8')), 'base64')));
-    PERFORM apikeys.http_header('Content-Type', 'text/html; charset=utf-8');
     PERFORM apikeys.http_header('X-Content-Type-Options', 'nosniff');
     PERFORM apikeys.http_header('Referrer-Policy', 'no-referrer');
     PERFORM apikeys.http_header('Cache-Control', 'no-store');
@@ -383,10 +383,10 @@ CREATE FUNCTION apikeys.chart_top(most numeric) RETURNS numeric
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-SELECT min(s.top)
+SELECT trim_scale(min(s.top))
   FROM (SELECT d.digit * 10::numeric ^ greatest(floor(log(greatest(chart_top.most, 1))), 0) AS top
-          FROM unnest('{1, 2, 4, 6, 8, 10}'::numeric[]) d (digit)) s
- WHERE s.top >= greatest(chart_top.most, 2)
+          FROM unnest('{1, 1.2, 1.6, 2, 3, 4, 6, 8, 10}'::numeric[]) d (digit)) s
+ WHERE s.top >= chart_top.most AND s.top % 2 = 0
 $$;
 COMMENT ON FUNCTION apikeys.chart_top(numeric) IS
 'Where the axis of a chart ends: a round number that can be halved.

@@ -82,7 +82,7 @@ SELECT r.rolname, has_function_privilege(r.rolname, 'apikeys_http.apikey_dashboa
   FROM unnest('{regress_verifier, regress_viewer, regress_manager, regress_stranger}'::name[]) r(rolname);
 BEGIN READ ONLY;
 SELECT test.status() LIKE '%API keys%' AS in_a_get;
-SELECT name, left(value, 40) AS value
+SELECT name, left(value, 38) AS value
   FROM jsonb_array_elements(current_setting('response.headers')::jsonb) WITH ORDINALITY AS h(header, n),
        jsonb_each_text(h.header) AS e(name, value)
  ORDER BY n;

@@ -146,7 +146,8 @@ my @browser = ('-H', 'Accept: text/html,application/xhtml+xml,application/xml;q=
 my $answer = ask($dashboard, @browser);
 is($answer->{status}, 200, 'the page') or diag($answer->{all});
 my %headers = %{ $answer->{headers} };
-like($headers{'content-type'}, qr!^text/html; *charset=utf-8$!i, 'is HTML');
+is($headers{'content-type'}, 'text/html', 'is HTML');
+like(substr($answer->{body}, 0, 100), qr/<meta charset="utf-8">/, 'in UTF-8');
 my ($style) = $answer->{body} =~ m!<style>(.*?)</style>!s;
 my $hash = sha256_base64($style) . '=';
 is($headers{'content-security-policy'},
@@ -154,6 +155,10 @@ is($headers{'content-security-policy'},
 	'allows its own style, and nothing else');
 is("$headers{'x-content-type-options'} $headers{'referrer-policy'} $headers{'cache-control'}",
 	'nosniff no-referrer no-store', 'other headers');
+$answer = ask($dashboard, '-H', 'Accept: application/json');
+like($answer->{headers}{'content-type'}, qr!^application/json!, 'as JSON, if that is asked for');
+like(json($answer), qr/<!DOCTYPE html>.*<style>\Q$style\E/s, 'a string');
+like(ask($dashboard, '-H', 'Accept: image/png')->{status}, qr/^4(?:06|15)$/, 'nothing else');
 is(ask($dashboard, @browser, '-I')->{status}, 200, 'HEAD');
 is(ask($dashboard, @browser, '-H', 'Content-Type: application/json', '-d', qq({"id": "$id"}))->{status}, 200, 'POST');
 is(ask("$stranger/rpc/apikey_dashboard", @browser)->{status}, 401, 'not for everybody');
