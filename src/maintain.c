@@ -217,6 +217,8 @@ make_partition(void *arg)
 				 day->from, day->until, day->name));
 	run(psprintf("CREATE INDEX %s_key_id_idx ON apikeys.%s (key_id, \"timestamp\")",
 				 day->name, day->name));
+	run(psprintf("CREATE INDEX %s_denied_idx ON apikeys.%s (\"timestamp\")"
+				 " WHERE status = 'denied'", day->name, day->name));
 	run(psprintf("ALTER TABLE apikeys.requests ATTACH PARTITION apikeys.%s"
 				 " FOR VALUES FROM ('%s') TO ('%s')",
 				 day->name, day->from, day->until));

@@ -235,18 +235,27 @@ add_counts(void *arg)
 	step->is_last = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
 											   SPI_tuptable->tupdesc, 3, &isnull));
 	if (SPI_execute_with_args("WITH taken AS (DELETE FROM apikeys.rollup_journal j"
-							  " WHERE j.id = ANY ($1) RETURNING j.*)"
-							  " INSERT INTO apikeys.rollups AS r"
-							  " (key_id, step, start, code, requests, cost)"
-							  " SELECT c.key_id, s.step,"
+							  " WHERE j.id = ANY ($1) RETURNING j.*),"
+							  " counts AS MATERIALIZED (SELECT c.key_id, s.step,"
 							  " CASE s.step WHEN 'hour' THEN c.start"
-							  " ELSE date_trunc('day', c.start, 'UTC') END,"
-							  " c.code, sum(c.requests), sum(c.cost)"
+							  " ELSE date_trunc('day', c.start, 'UTC') END AS start,"
+							  " c.code, sum(c.requests) AS requests, sum(c.cost) AS cost"
 							  " FROM taken t,"
 							  " unnest(t.key_ids, t.starts, t.codes, t.requests, t.costs)"
 							  " AS c (key_id, start, code, requests, cost),"
 							  " (VALUES ('hour'), ('day')) AS s (step)"
-							  " GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4"
+							  " GROUP BY 1, 2, 3, 4),"
+							  " totals AS (INSERT INTO apikeys.rollup_totals AS t"
+							  " (step, start, code, requests, cost)"
+							  " SELECT c.step, c.start, c.code, sum(c.requests), sum(c.cost)"
+							  " FROM counts c GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+							  " ON CONFLICT ON CONSTRAINT rollup_totals_pkey DO UPDATE"
+							  " SET requests = t.requests + excluded.requests,"
+							  " cost = t.cost + excluded.cost)"
+							  " INSERT INTO apikeys.rollups AS r"
+							  " (key_id, step, start, code, requests, cost)"
+							  " SELECT c.key_id, c.step, c.start, c.code, c.requests, c.cost"
+							  " FROM counts c ORDER BY 1, 2, 3, 4"
 							  " ON CONFLICT ON CONSTRAINT rollups_pkey DO UPDATE"
 							  " SET requests = r.requests + excluded.requests,"
 							  " cost = r.cost + excluded.cost",
@@ -338,6 +347,10 @@ tidy_keys(void *arg)
 							  3, types, args, NULL, false, 0) != SPI_OK_DELETE)
 		elog(ERROR, "could not remove old rollups");
 	step->rows = SPI_processed;
+	if (SPI_execute_with_args("DELETE FROM apikeys.rollup_totals"
+							  " WHERE step = 'hour' AND start < $1",
+							  1, &types[1], &args[1], NULL, false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not remove old totals");
 
 	/* As many as allowed, doubles counted once: these keys may have more. */
 	step->is_last = false;

@@ -309,6 +309,7 @@ CREATE TABLE apikeys.requests_default PARTITION OF apikeys.requests DEFAULT;
 SELECT pg_catalog.pg_extension_config_dump('apikeys.requests_default', '');
 
 CREATE INDEX requests_default_key_id_idx ON apikeys.requests_default (key_id, "timestamp");
+CREATE INDEX requests_default_denied_idx ON apikeys.requests_default ("timestamp") WHERE status = 'denied';
 
 COMMENT ON TABLE apikeys.requests IS 'Request history: one row a verification of a known key, by day';
 COMMENT ON COLUMN apikeys.requests."timestamp" IS 'When the decision was made';
@@ -322,6 +323,7 @@ COMMENT ON COLUMN apikeys.requests.cost IS 'What was asked for; a denied request
 COMMENT ON COLUMN apikeys.requests.tags IS 'The caller''s labels, at most 1,024 bytes together';
 COMMENT ON TABLE apikeys.requests_default IS 'History for which no dated partition was ready';
 COMMENT ON INDEX apikeys.requests_default_key_id_idx IS 'History of one key, by time';
+COMMENT ON INDEX apikeys.requests_default_denied_idx IS 'What was refused, of all keys, by time';
 
 -- The durable side of the meter. Written by the worker alone, and rarely:
 -- when a ceiling moves or a subject goes idle. No foreign keys, as above.

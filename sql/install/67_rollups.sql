@@ -16,6 +16,9 @@ CREATE TABLE apikeys.rollups (
 ) WITH (fillfactor = 50);
 SELECT pg_catalog.pg_extension_config_dump('apikeys.rollups', '');
 
+-- The last hours of all keys. No column of it changes: updates stay HOT.
+CREATE INDEX rollups_start_idx ON apikeys.rollups (start) WHERE step = 'hour';
+
 COMMENT ON TABLE apikeys.rollups IS 'Requests by key and outcome, in each hour and each day (UTC)';
 COMMENT ON COLUMN apikeys.rollups.key_id IS 'The key presented';
 COMMENT ON COLUMN apikeys.rollups.step IS 'hour, kept for apikeys.rollup_retention, or day';
@@ -24,6 +27,28 @@ COMMENT ON COLUMN apikeys.rollups.code IS 'The outcome, such as VALID or USAGE_E
 COMMENT ON COLUMN apikeys.rollups.requests IS 'Requests with this outcome';
 COMMENT ON COLUMN apikeys.rollups.cost IS 'What they consumed; 0 for those denied';
 COMMENT ON CONSTRAINT rollups_pkey ON apikeys.rollups IS 'Rollups of one key, by time';
+COMMENT ON INDEX apikeys.rollups_start_idx IS 'Hours of all keys, by time';
+
+-- The same of all keys together, so that a sum over them costs nothing however
+-- many they are. Written in the transaction that writes the rollups.
+CREATE TABLE apikeys.rollup_totals (
+    step text NOT NULL
+        CONSTRAINT rollup_totals_step_check CHECK (step IN ('hour', 'day')),
+    start timestamptz NOT NULL,
+    code text NOT NULL,
+    requests bigint NOT NULL,
+    cost bigint NOT NULL,
+    CONSTRAINT rollup_totals_pkey PRIMARY KEY (step, start, code)
+) WITH (fillfactor = 50);
+SELECT pg_catalog.pg_extension_config_dump('apikeys.rollup_totals', '');
+
+COMMENT ON TABLE apikeys.rollup_totals IS 'Requests by outcome, in each hour and each day (UTC), of all keys together; purged ones too';
+COMMENT ON COLUMN apikeys.rollup_totals.step IS 'hour, kept for apikeys.rollup_retention, or day';
+COMMENT ON COLUMN apikeys.rollup_totals.start IS 'Start of the hour or day';
+COMMENT ON COLUMN apikeys.rollup_totals.code IS 'The outcome, such as VALID or USAGE_EXCEEDED';
+COMMENT ON COLUMN apikeys.rollup_totals.requests IS 'Requests with this outcome';
+COMMENT ON COLUMN apikeys.rollup_totals.cost IS 'What they consumed; 0 for those denied';
+COMMENT ON CONSTRAINT rollup_totals_pkey ON apikeys.rollup_totals IS 'Totals, by time';
 
 -- Written in the transaction that writes the history, emptied in the one that
 -- writes the rollups.
@@ -51,6 +76,11 @@ CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.rollups
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
 ALTER TABLE apikeys.rollups ENABLE ALWAYS TRIGGER refuse_truncate;
 COMMENT ON TRIGGER refuse_truncate ON apikeys.rollups IS 'They outlast the history from which they are counted';
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.rollup_totals
+    FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
+ALTER TABLE apikeys.rollup_totals ENABLE ALWAYS TRIGGER refuse_truncate;
+COMMENT ON TRIGGER refuse_truncate ON apikeys.rollup_totals IS 'They outlast the history from which they are counted';
 
 CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.rollup_journal
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();

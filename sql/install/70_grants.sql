@@ -16,7 +16,7 @@ DECLARE
         apikey_plan_usage, apikey_user_get, apikey_user_list,
         apikey_user_usage, apikey_user_requests, apikey_role_list,
         apikey_limit_list, apikey_ledger, apikey_user_ledger, apikey_usage_series,
-        apikey_user_usage_series, apikey_metrics}';
+        apikey_user_usage_series, apikey_metrics, apikey_dashboard}';
     managing CONSTANT text[] := viewing || '{apikey_create, apikey_update,
         apikey_delete, apikey_restore, apikey_regenerate, apikey_plan_create,
         apikey_plan_update, apikey_plan_delete, apikey_user_create,

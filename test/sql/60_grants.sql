@@ -88,6 +88,7 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT * FROM apikeys.requests_default'),
     ('SELECT * FROM apikeys.usage'),
     ('SELECT * FROM apikeys.rollups'),
+    ('SELECT * FROM apikeys.rollup_totals'),
     ('SELECT * FROM apikeys.rollup_journal'),
     ('SELECT apikeys.usage_series(NULL, ''day'', NULL, NULL)'),
     ('SELECT * FROM apikeys.live_usage'),

@@ -161,7 +161,7 @@ ok( $node->poll_query_until(
 
 # Every row of every table, in order.
 my @tables =
-  qw(apis plans users roles keys requests usage ledger rollups incarnations);
+  qw(apis plans users roles keys requests usage ledger rollups rollup_totals incarnations);
 
 sub rows
 {

@@ -28,12 +28,20 @@ my $wanted = q(
 	       sum(CASE status WHEN 'allowed' THEN cost ELSE 0 END)::bigint AS cost
 	  FROM apikeys.requests, (VALUES ('hour'), ('day')) s (step)
 	 GROUP BY 1, 2, 3, 4);
+my $sums = q(
+	SELECT step, start, code, sum(requests)::bigint, sum(cost)::bigint
+	  FROM apikeys.rollups GROUP BY 1, 2, 3);
 my $difference = qq(
 	SELECT * FROM (SELECT 'missing', w.* FROM
 	        ($wanted EXCEPT SELECT * FROM apikeys.rollups) w
 	 UNION ALL
 	 SELECT 'wrong', r.* FROM
-	        (SELECT * FROM apikeys.rollups EXCEPT ($wanted)) r) d LIMIT 5);
+	        (SELECT * FROM apikeys.rollups EXCEPT ($wanted)) r
+	 UNION ALL
+	 SELECT 'total', NULL, t.* FROM
+	        (($sums EXCEPT SELECT * FROM apikeys.rollup_totals)
+	         UNION ALL
+	         (SELECT * FROM apikeys.rollup_totals EXCEPT $sums)) t) d LIMIT 5);
 my $equal = "SELECT NOT EXISTS ($difference)";
 my $journaled =
   'SELECT coalesce(sum(counts), 0) FROM apikeys.rollup_journal';
@@ -254,13 +262,20 @@ $node->safe_psql(
 	SELECT k.id, s.step, date_trunc(s.step, now(), 'UTC') - n * interval '1 day', 'VALID', 1, 1
 	  FROM (VALUES ('$old'::uuid), ('$orphan')) k (id),
 	       (VALUES ('hour'), ('day')) s (step),
-	       unnest('{0,1,4,89,91,500}'::int[]) n));
+	       unnest('{0,1,4,89,91,500}'::int[]) n;
+	INSERT INTO apikeys.rollup_totals
+	SELECT step, now() - interval '500 days', 'VALID', 1, 1 FROM unnest('{hour, day}'::text[]) step));
 my $kept = q(SELECT string_agg(step || ' ' || round(extract(epoch FROM now() - start) / 86400 - 0.5), ', ' ORDER BY step, start) FROM apikeys.rollups WHERE key_id = '%s');
 ok( $node->poll_query_until(
 		'postgres', q(
 		SELECT count(*) = 0 FROM apikeys.rollups
 		 WHERE step = 'hour' AND start < now() - interval '90 days')),
 	'hours are removed after their retention');
+ok( $node->poll_query_until(
+		'postgres', q(
+		SELECT array_agg(step) = '{day}' FROM apikeys.rollup_totals
+		 WHERE start < now() - interval '400 days')),
+	'those of all keys too');
 is($node->safe_psql('postgres', sprintf $kept, $old),
 	'day 500, day 91, day 89, day 4, day 1, day 0, hour 89, hour 4, hour 1, hour 0',
 	'and nothing else');
