@@ -51,7 +51,7 @@ CALL test.until(format('(SELECT current_usage = 35 FROM apikey_usage(%L))', :'id
 SELECT pg_temp.shown(:'id');
 -- The history adds up to the usage.
 RESET ROLE;
-CALL test.until(format('(SELECT sum(cost) = 35 FROM apikeys.requests WHERE status = ''allowed'' AND key_id = %L)', :'id'));
+CALL test.until(format('(SELECT count(*) = 14 AND sum(cost) FILTER (WHERE status = ''allowed'') = 35 FROM apikeys.requests WHERE key_id = %L)', :'id'));
 SELECT code, status, cost, endpoint, method, ip_address FROM apikeys.requests WHERE key_id = :'id' ORDER BY "timestamp";
 -- So does the time series, in which a settlement is no request.
 CALL test.until(format('(SELECT sum(cost) = 35 FROM apikeys.rollups WHERE step = ''day'' AND key_id = %L)', :'id'));
