@@ -54,7 +54,7 @@ RESET ROLE;
 CALL test.until(format('(SELECT count(*) = 14 AND sum(cost) FILTER (WHERE status = ''allowed'') = 35 FROM apikeys.requests WHERE key_id = %L)', :'id'));
 SELECT code, status, cost, endpoint, method, ip_address FROM apikeys.requests WHERE key_id = :'id' ORDER BY "timestamp";
 -- So does the time series, in which a settlement is no request.
-CALL test.until(format('(SELECT sum(cost) = 35 FROM apikeys.rollups WHERE step = ''day'' AND key_id = %L)', :'id'));
+CALL test.until(format('(SELECT sum(requests) = 8 AND sum(cost) = 35 FROM apikeys.rollups WHERE step = ''day'' AND key_id = %L)', :'id'));
 SELECT allowed, denied, cost FROM apikey_usage_series(:'id', 'year') ORDER BY bucket_start DESC LIMIT 1;
 -- What was deleted meanwhile is settled all the same.
 SET ROLE regress_app;

@@ -279,6 +279,17 @@ cmp_ok($without, '>=', $with + 10, 'what is held is given back nonetheless');
 ok( $node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM apikeys.reservations'),
 	'nothing is held any more');
 
+# ----- Another database's is none of ours -----
+
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+install($node, 'other');
+my $foreign = reserve($own, 3);
+my (undef, undef, $refusal) =
+  $node->psql('other', "SELECT apikey_settle('$foreign', 1)");
+like($refusal, qr/does not exist/, 'a reservation of another database is not settled');
+is(sql(qq(SELECT count(*) FROM apikeys.reservations WHERE id = '$foreign')), 1, 'but still held');
+settle($foreign, 0);
+
 # ----- A full table refuses, and says so -----
 
 $node->append_conf('postgresql.conf', 'apikeys.max_reservations = 10');
