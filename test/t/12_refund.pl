@@ -26,7 +26,7 @@ my $dir = PostgreSQL::Test::Utils::tempdir;
 $node->safe_psql(
 	'postgres', q(
 	SELECT apikey_plan_create('Plan', 100000000, 'year', plan_id => 'plan');
-	SELECT apikey_limit_set('rate', 100000000, '10000 days', plan_id => 'plan')));
+	SELECT apikey_limit_set('rate', 10000000, '10000 days', plan_id => 'plan')));
 my ($id, $secret) = issue($node, 'postgres', q('key', plan_id => 'plan'));
 
 sub call
