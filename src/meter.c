@@ -619,6 +619,7 @@ ak_meter_settle(const AkCharge *charge, bool give_back)
 		/* Only a dropped extension forgets a refundable entry. */
 		if (entry == NULL)
 			continue;
+		Assert(entry->refundable > 0);
 		entry->refundable--;
 		settle(db, limit, entry, give_back ? 0 : limit->cost, charge->now);
 	}

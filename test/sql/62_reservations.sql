@@ -67,6 +67,8 @@ SELECT api_key, id FROM apikey_create('bad', plan_id => 'reserved') \gset
 SELECT reservation_id AS held FROM apikey_reserve(:'api_key', 5) \gset
 SELECT replace(test.refusal(format('SELECT apikey_settle(%L, 1)', :'none')), :'none', 'settled') AS refusal;
 SELECT replace(test.refusal(format('SELECT apikey_settle(%L, 1)', :'late')), :'late', 'late') AS refusal;
+SELECT reservation_id AS late FROM apikey_reserve((SELECT api_key FROM apikey_create('late')), 5, '1 microsecond') \gset
+SELECT replace(test.refusal(format('SELECT apikey_settle(%L, 1)', :'late')), :'late', 'late') AS refusal;
 SELECT test.refusal('SELECT apikey_settle(''00000000-0000-7000-8000-000000000000'', 1)');
 SELECT test.refusal(format('SELECT apikey_settle(%L, 6)', :'held'));
 SELECT test.refusal(format('SELECT apikey_settle(%L, -1)', :'held'));

@@ -183,58 +183,85 @@ foreach my $case ([ 'subscription', 10, 8, 9 ], [ 'bought', 100, 98, 99 ], [ 'pl
 
 # ----- A change that comes while an older state is being written -----
 
+# Writes of one row are held, and let go one by one.
 sql(q(
-	CREATE TABLE slow (id uuid);
-	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+	CREATE TABLE held (id uuid, period text, let_go int);
+	CREATE SEQUENCE writes;
+	CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+	DECLARE
+	    n bigint;
 	BEGIN
-	    IF NEW.period = 'credits' AND NEW.subject_id IN (SELECT id FROM public.slow) THEN
-	        PERFORM pg_sleep(1);
+	    IF (NEW.subject_id, NEW.period) IN (SELECT id, period FROM public.held) THEN
+	        n := nextval('public.writes');
+	        WHILE (SELECT let_go < n FROM public.held) LOOP
+	            PERFORM pg_sleep(0.02);
+	        END LOOP;
 	    END IF;
 	    RETURN NEW;
 	END $$;
-	CREATE TRIGGER slow BEFORE INSERT ON apikeys.usage FOR EACH ROW EXECUTE FUNCTION slow();
-	ALTER TABLE apikeys.usage ENABLE ALWAYS TRIGGER slow;
+	CREATE TRIGGER hold BEFORE INSERT ON apikeys.usage FOR EACH ROW EXECUTE FUNCTION hold();
+	ALTER TABLE apikeys.usage ENABLE ALWAYS TRIGGER hold;
 	SELECT apikey_plan_create('Writing', 100, 'year', plan_id => 'writing')));
 my ($writing_id, $writing) = issue($node, 'postgres', "'writing', plan_id => 'writing', $arguments");
 is(verify_times($node, 'postgres', $writing, 100), 100, 'all is consumed');
 ok( $node->poll_query_until(
 		'postgres', "SELECT bool_and(charged = 100 AND ceiling = 100 OR period <> 'credits') FROM apikeys.usage WHERE subject_id = '$writing_id'"),
 	'and written');
-sql("SELECT apikey_usage_adjust('$writing_id', -50); SELECT apikey_credits('$writing_id', 'add', 5); INSERT INTO slow VALUES ('$writing_id')");
+sql("SELECT apikey_usage_adjust('$writing_id', -50); SELECT apikey_credits('$writing_id', 'add', 5)");
 
-# Have the present state written, and wait until that has begun.
-sub begin_to_write
+sub in_background
 {
-	my $run = IPC::Run::start(
-		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT code FROM apikey_verify('$writing')" ],
+	my ($call) = @_;
+	return IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT 'held' FROM $call" ],
 		'<', \undef, '>', \my $out, '2>&1');
-	ok( $node->poll_query_until(
-			'postgres', q(SELECT count(*) > 0 FROM pg_stat_activity
-			 WHERE backend_type = 'apikeys worker' AND wait_event = 'PgSleep')),
-		'a write is under way');
-	return $run;
 }
 
-my $run = begin_to_write();
-make_due($writing_id);
-is( sql(qq(
-		SELECT code FROM apikey_verify('$writing');
-		SELECT count(*) FROM apikeys.ledger WHERE subject_id = '$writing_id' AND operation = 'refill')),
-	"VALID\n1", 'a refill waits for its own write');
-$run->finish;
-$run = begin_to_write();
-my $adjusted_to = sql("SELECT current_usage FROM apikey_usage_adjust('$writing_id', 7)");
-my $written_to = sql("SELECT current_usage FROM apikeys.usage WHERE subject_id = '$writing_id' AND period = 'year'");
-cmp_ok($written_to, '>=', $adjusted_to - 1, 'and so does an adjustment');
-$run->finish;
-sql('DROP TRIGGER slow ON apikeys.usage');
+sub waiting
+{
+	my ($function) = @_;
+	return qq(SELECT count(*) FROM pg_stat_activity
+		WHERE query LIKE 'SELECT ''held'' FROM $function%' AND state = 'active' AND wait_event_type = 'Extension');
+}
+
+# What is called while a row is written that does not have it yet waits for the
+# next write.
+sub waits_for_next_write
+{
+	my ($period, $call, $prepare) = @_;
+	my ($function) = $call =~ /^(\w+)/;
+	my $others = $function eq 'apikey_verify' ? 1 : 0;
+	sql("ALTER SEQUENCE writes RESTART; DELETE FROM held; INSERT INTO held VALUES ('$writing_id', '$period', 0)");
+	my @runs = (in_background("apikey_verify('$writing')"));
+	ok($node->poll_query_until('postgres', 'SELECT is_called FROM writes'), "a write is under way ($function)");
+	$prepare->();
+	push @runs, in_background($call);
+	ok($node->poll_query_until('postgres', 'SELECT (' . waiting($function) . ') = ' . ($others + 1)), 'a change comes meanwhile');
+	sql('UPDATE held SET let_go = 1');
+	ok($node->poll_query_until('postgres', 'SELECT last_value = 2 FROM writes'), 'the next write is under way');
+	is(sql(waiting($function)), $others + 1, 'which the change waits for');
+	sql('UPDATE held SET let_go = 1000000');
+	$_->finish foreach @runs;
+	return;
+}
+
+waits_for_next_write('credits', "apikey_verify('$writing')", sub { make_due($writing_id) });
+waits_for_next_write('year', "apikey_usage_adjust('$writing_id', 7)", sub { });
+sql('DROP TRIGGER hold ON apikeys.usage');
 
 # ----- A clean restart and an eviction from memory change nothing -----
 
+my ($again_id, $again) = issue($node, 'postgres', "'again', $arguments");
+is(verify_times($node, 'postgres', $again, 95), 95, 'most is consumed');
+make_due($again_id);
+is(verify($node, 'postgres', $again), 'VALID', 'a refill comes');
+my $held = sql("SELECT reservation_id FROM apikey_reserve('$again', 4)");
 my $before = sql('SELECT id, credits FROM apikeys.key_objects ORDER BY id');
 $node->restart;
 is(sql('SELECT id, credits FROM apikeys.key_objects ORDER BY id'),
 	$before, 'a restart keeps balances');
+is(sql("SELECT credits FROM apikey_settle('$held', 0)"), '9',
+	'and does not mix up an earlier refill with a later one');
 
 # ----- What is written at the next interval alone -----
 

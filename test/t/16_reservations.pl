@@ -276,6 +276,17 @@ $held = reserve($slow, 10);
 ok($node->poll_query_until('postgres', "SELECT ($left) BETWEEN 28 AND 80"), 'and more than is held fills again');
 my ($with, $without) = split /\n/, sql("$left; SELECT FROM apikey_settle('$held', 0); $left") =~ s/\n\n/\n/r;
 cmp_ok($without, '>=', $with + 10, 'what is held is given back nonetheless');
+
+# Nor is it given back twice, by way of what was given back of another one.
+my ($both_id, $both) = issue($node, 'postgres', q('both', plan_id => 'slow'));
+$left =~ s/$slow_id/$both_id/;
+my $large = reserve($both, 80);
+my $small = reserve($both, 10);
+settle($large, 0);
+ok($node->poll_query_until('postgres', "SELECT ($left) = 100"), 'all has filled again');
+is(sql("SELECT code FROM apikey_verify('$both', cost => 40)"), 'VALID', 'some is used');
+settle($small, 0);
+cmp_ok(sql($left), '<', 69, 'and is not given back for what was held before');
 ok( $node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM apikeys.reservations'),
 	'nothing is held any more');
 
