@@ -10,7 +10,10 @@ OBJS = $(patsubst $(srcdir)/%.c,%.o,$(sort $(wildcard $(srcdir)/src/*.c)))
 INSTALL_SQL = $(sort $(wildcard $(srcdir)/sql/install/*.sql))
 BUILT_SQL = sql/apikeys--$(EXTVERSION).sql
 DATA_built = $(BUILT_SQL)
-DATA = $(wildcard $(srcdir)/sql/upgrade/*.sql)
+# Frozen install scripts and the steps between versions. The present version's,
+# once frozen, is what is built; PGXS puts srcdir before the names.
+DATA = $(filter-out sql/upgrade/$(notdir $(BUILT_SQL)), \
+	$(patsubst $(srcdir)/%,%,$(sort $(wildcard $(srcdir)/sql/upgrade/*.sql))))
 EXTRA_CLEAN = $(BUILT_SQL) fuzz results output_iso log tmp_check tmp_check_iso \
 	regression.diffs regression.out
 
@@ -40,6 +43,27 @@ $(OBJS): $(wildcard $(srcdir)/src/*.h)
 $(BUILT_SQL): $(INSTALL_SQL)
 	@mkdir -p $(@D)
 	cat $^ >$@
+
+# At a release: keep the install script as it is now, for tests of updates and
+# for CREATE EXTENSION ... VERSION. What was released is never written over.
+FROZEN_SQL = $(srcdir)/sql/upgrade/$(notdir $(BUILT_SQL))
+.PHONY: freeze
+freeze:
+	@mkdir -p $(dir $(FROZEN_SQL))
+	@grep -q '^#define AK_VERSION "$(EXTVERSION)"' $(srcdir)/src/apikeys.h || { \
+		echo 'freeze: AK_VERSION in src/apikeys.h is not $(EXTVERSION), as apikeys.control says' >&2; \
+		exit 1; }
+	@cat $(INSTALL_SQL) >$(FROZEN_SQL).new
+	@if [ ! -e $(FROZEN_SQL) ]; then \
+		mv $(FROZEN_SQL).new $(FROZEN_SQL); \
+	elif cmp -s $(FROZEN_SQL).new $(FROZEN_SQL); then \
+		rm $(FROZEN_SQL).new; \
+	else \
+		rm $(FROZEN_SQL).new; \
+		echo 'freeze: $(EXTVERSION) is frozen already, and differs; a change needs a new version' >&2; \
+		exit 1; \
+	fi
+	@echo 'Frozen: $(FROZEN_SQL)'
 
 # Fuzz the parser of permissions. Needs clang with its runtime libraries; what
 # it learns and finds is kept in fuzz/.

@@ -96,6 +96,19 @@ may_empty(Node *stmt, Oid dboid)
 }
 
 /*
+ * ALTER EXTENSION apikeys UPDATE, by who may run it.  The worker leaves first:
+ * all counts are written by the library that made them, and it holds no lock
+ * that the script needs.
+ */
+static bool
+is_update(Node *stmt)
+{
+	return IsA(stmt, AlterExtensionStmt) &&
+		strcmp(((AlterExtensionStmt *) stmt)->extname, "apikeys") == 0 &&
+		superuser();
+}
+
+/*
  * The database that a command needs for itself, or InvalidOid.  A worker that
  * steps aside for a command that then fails comes back.
  */
@@ -104,6 +117,8 @@ database_to_empty(Node *stmt)
 {
 	const char *name = NULL;
 
+	if (is_update(stmt))
+		return MyDatabaseId;
 	if (IsA(stmt, DropdbStmt))
 		name = ((DropdbStmt *) stmt)->dbname;
 	else if (IsA(stmt, RenameStmt) &&
@@ -152,6 +167,38 @@ next_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 }
 
 static void
+done_alone(Node *stmt, Oid dboid)
+{
+	if (IsA(stmt, DropdbStmt))
+		ak_database_forget(dboid, InvalidOid);
+	else if (IsA(stmt, AlterExtensionStmt))
+		ak_catalog_updated();
+}
+
+/* Run a command that needs a database for itself, while its worker is away. */
+static void
+run_alone(Oid dboid, PlannedStmt *pstmt, const char *query,
+		  bool read_only_tree, ProcessUtilityContext context,
+		  ParamListInfo params, QueryEnvironment *env, DestReceiver *dest,
+		  QueryCompletion *qc)
+{
+	PG_TRY();
+	{
+		ak_database_hold(dboid);
+		next_utility(pstmt, query, read_only_tree, context, params, env, dest,
+					 qc);
+		done_alone(pstmt->utilityStmt, dboid);
+	}
+	PG_CATCH();
+	{
+		ak_database_unhold();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	ak_database_unhold();
+}
+
+static void
 run_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 			ProcessUtilityContext context, ParamListInfo params,
 			QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
@@ -164,25 +211,12 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	else if (!RecoveryInProgress() && IsTransactionState())
 		dboid = database_to_empty(stmt);
 
-	if (!OidIsValid(dboid))
-	{
+	if (OidIsValid(dboid))
+		run_alone(dboid, pstmt, query, read_only_tree, context, params, env,
+				  dest, qc);
+	else
 		next_utility(pstmt, query, read_only_tree, context, params, env, dest,
 					 qc);
-		return;
-	}
-	PG_TRY();
-	{
-		ak_database_hold(dboid);
-		next_utility(pstmt, query, read_only_tree, context, params, env, dest,
-					 qc);
-		if (IsA(stmt, DropdbStmt))
-			ak_database_forget(dboid, InvalidOid);
-	}
-	PG_FINALLY();
-	{
-		ak_database_unhold();
-	}
-	PG_END_TRY();
 }
 
 static void

@@ -341,6 +341,7 @@ extern const AkCatalog *ak_catalog(void);
 extern bool ak_catalog_exists(void);
 extern uint64 ak_catalog_changes(void);
 extern void ak_catalog_announce(Oid relid);
+extern void ak_catalog_updated(void);
 
 /* ----- limits.c ----- */
 

@@ -4,7 +4,8 @@
  *	  The extension's own tables, indexes and columns, by OID.
  *
  * Resolved by name once a backend, and again after an invalidation of any of
- * them: DROP EXTENSION, REINDEX CONCURRENTLY and the like.  The same callback
+ * them: DROP EXTENSION, REINDEX CONCURRENTLY and the like, and the update of the
+ * extension, after which the library may be too old.  The same callback
  * drops the plans, users, apis and roles that lookup.c remembers: the tables'
  * triggers send an invalidation with each change, which reaches the backend's
  * own later commands, every other backend at commit (of a prepared transaction
@@ -256,4 +257,20 @@ void
 ak_catalog_announce(Oid relid)
 {
 	CacheInvalidateRelcacheByRelid(relid);
+}
+
+/*
+ * The extension may have been updated, in this transaction.  Nothing else need
+ * tell: an update may leave the tables alone.  At commit every session, here
+ * and on standbys, looks whether its library still fits.
+ */
+void
+ak_catalog_updated(void)
+{
+	Oid			schema = get_namespace_oid("apikeys", true);
+	Oid			keys = OidIsValid(schema) ?
+		get_relname_relid("keys", schema) : InvalidOid;
+
+	if (OidIsValid(keys))
+		CacheInvalidateRelcacheByRelid(keys);
 }

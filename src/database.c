@@ -188,7 +188,8 @@ ak_database_forget(Oid dboid, Oid except_extension)
 
 /*
  * Have the worker leave a database, and keep it away until
- * ak_database_unhold(): somebody is about to drop, rename or copy it.  Waits
+ * ak_database_unhold(): somebody is about to drop, rename or copy it, or
+ * to update the extension there.  Waits
  * for at most five seconds, as long as the server itself would.
  */
 void
