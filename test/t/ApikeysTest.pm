@@ -16,13 +16,15 @@ use Time::HiRes qw(time usleep);
 our @EXPORT = qw(new_server install issue verify verify_times usage flushed
   start_again until_true codes race);
 
-# A server, not started. Settings are given by name.
+# A server, not started. Settings are given by name; -initdb are more arguments
+# of initdb.
 sub new_server
 {
 	my ($name, %settings) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init(extra => [ '--no-locale', '-E', 'UTF8' ]);
+	my $arguments = delete $settings{-initdb} // [];
+	$node->init(extra => [ '--no-locale', '-E', 'UTF8', @$arguments ]);
 	%settings = (
 		'shared_preload_libraries' => 'apikeys',
 		'apikeys.flush_interval' => '200ms',
