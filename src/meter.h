@@ -18,4 +18,50 @@ extern void ak_entry_free(uint32 i);
 extern uint32 ak_entries_removed(const MeterKey *key);
 extern void ak_entry_follow_clock(MeterEntry *entry, TimestampTz now);
 
+static inline AkDatabase *
+ak_database_of(const MeterKey *key)
+{
+	return &ak_shared->databases[key->database];
+}
+
+/* What comes of an attempt, under the locks, to charge or to change. */
+typedef enum ChargeResult
+{
+	CHARGED,
+	REPEATED,					/* the request was charged before */
+	EXCEEDED,					/* the limit refuses */
+	MISSING,					/* the entry is not in memory */
+	BEYOND_CEILING,				/* wait for a higher one */
+	METER_CLOSED,				/* wait for a worker */
+	HISTORY_FULL,				/* wait for a flush */
+	TOO_MANY_CHANGES			/* wait until some are durable */
+} ChargeResult;
+
+/*
+ * The partitions of a charge's limits, in the order in which they are locked:
+ * its subjects are a key and at most its user.
+ */
+typedef struct AkPartitions
+{
+	int			n;
+	LWLock	   *locks[2];
+} AkPartitions;
+
+/* meter_load.c */
+extern void ak_mark_dirty(AkDatabase *db, MeterEntry *entry);
+extern void ak_partitions_find(const AkCharge *charge, AkPartitions *partitions);
+extern void ak_partitions_lock(const AkPartitions *partitions);
+extern void ak_partitions_unlock(const AkPartitions *partitions);
+
+/* Instead of the number of a limit: the request itself has no entry yet. */
+#define AK_MISSING_REQUEST (-1)
+
+extern bool ak_load_missing(const AkCharge *charge, int missing);
+
+/* meter_change.c; the caller holds the entry's partition. */
+extern bool ak_can_change(const MeterEntry *entry);
+extern bool ak_is_refill_due(const AkLimit *limit, const MeterEntry *entry);
+extern int64 ak_charged_after_refill(const AkLimit *limit, int64 charged);
+extern void ak_refill(AkDatabase *db, const AkLimit *limit, MeterEntry *entry);
+
 #endif							/* APIKEYS_METER_H */
