@@ -736,6 +736,7 @@ typedef struct AkReservation
 	AkHold		holds[AK_HOLDS_MAX];
 } AkReservation;
 
+/* reservation_table.c, but the release */
 extern Size ak_reservations_shmem_size(void);
 extern void ak_reservations_shmem_init(void);
 extern void ak_reservations_release_due(AkDatabase *db);

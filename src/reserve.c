@@ -10,10 +10,7 @@
  * only while the meter is closed (incarnation.c): what is not settled when the
  * server crashes stays charged.
  *
- * All of it is guarded by the reservations lock, which is not held while counts
- * change: who sets the state of a reservation to settling is alone in it, and
- * does so only while the meter is open, lest the closing have written it down as
- * held.  Closing forgets only what it has written down.
+ * Where they are kept: reservation_table.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,17 +20,15 @@
 #include "access/xlog.h"
 #include "funcapi.h"
 #include "storage/ipc.h"
-#include "storage/shmem.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/inval.h"
 
+#include "reserve.h"
 #include "verify.h"
 #include "worker.h"
 
 PG_FUNCTION_INFO_V1(apikey_reserve);
 PG_FUNCTION_INFO_V1(apikey_settle);
-PG_FUNCTION_INFO_V1(apikeys_held_reservations);
 
 /* Arguments of apikey_reserve(). */
 enum
@@ -55,86 +50,6 @@ enum
 };
 
 #define TTL_MAX (7 * USECS_PER_DAY)
-
-static HTAB *reservations;
-
-Size
-ak_reservations_shmem_size(void)
-{
-	return hash_estimate_size(ak_max_reservations, sizeof(AkReservation));
-}
-
-void
-ak_reservations_shmem_init(void)
-{
-	HASHCTL		ctl = {
-		.keysize = sizeof(AkReservationKey),
-		.entrysize = sizeof(AkReservation)
-	};
-
-	reservations = ShmemInitHash("apikeys reservations", ak_max_reservations,
-								 ak_max_reservations, &ctl,
-								 HASH_ELEM | HASH_BLOBS);
-}
-
-/* ----- the table; the caller holds its lock ----- */
-
-static AkReservation *
-find(const AkReservationKey *key)
-{
-	return hash_search(reservations, key, HASH_FIND, NULL);
-}
-
-static void
-forget(const AkReservation *r)
-{
-	hash_search(reservations, &r->key, HASH_REMOVE, NULL);
-}
-
-static bool
-has_ended(const AkReservation *r)
-{
-	return r->state == AK_ENDED_SETTLED || r->state == AK_ENDED_RELEASED;
-}
-
-/* Forget what has ended; early if need be. */
-static void
-remove_ended(TimestampTz now, bool before_deadline)
-{
-	HASH_SEQ_STATUS seq;
-	AkReservation *r;
-
-	hash_seq_init(&seq, reservations);
-	while ((r = hash_seq_search(&seq)) != NULL)
-		if (has_ended(r) && (before_deadline || r->deadline <= now))
-			forget(r);
-}
-
-/* A new reservation, or NULL if there is no room. */
-static AkReservation *
-enter(const AkReservationKey *key, TimestampTz now)
-{
-	if (hash_get_num_entries(reservations) >= ak_max_reservations)
-		remove_ended(now, true);
-	if (hash_get_num_entries(reservations) >= ak_max_reservations)
-		return NULL;
-	return hash_search(reservations, key, HASH_ENTER_NULL, NULL);
-}
-
-static void
-hold(AkDatabase *db, AkReservation *r)
-{
-	r->state = AK_HELD;
-	pg_atomic_fetch_add_u32(&db->reserved, 1);
-}
-
-/* Who calls this alone may settle it. */
-static void
-claim(AkDatabase *db, AkReservation *r)
-{
-	r->state = AK_SETTLING;
-	pg_atomic_fetch_sub_u32(&db->reserved, 1);
-}
 
 /* ----- reserving ----- */
 
@@ -185,7 +100,7 @@ prepare_reservation(AkReservationKey *key, TimestampTz now,
 	key->generation = ak_catalog()->generation;
 	ak_uuidv7(&key->id);
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = enter(key, now);
+	r = ak_reservation_enter(key, now);
 	if (r != NULL)
 	{
 		r->state = AK_PENDING;
@@ -209,9 +124,9 @@ drop_reservation(int code, Datum arg)
 	AkReservation *r;
 
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = find((AkReservationKey *) DatumGetPointer(arg));
+	r = ak_reservation_find((AkReservationKey *) DatumGetPointer(arg));
 	if (r != NULL)
-		forget(r);
+		ak_reservation_remove(r);
 	LWLockRelease(ak_shared->reservations);
 }
 
@@ -224,7 +139,7 @@ keep_reservation(const AkReservationKey *key, const Decision *d,
 
 	/* Only a dropped extension forgets it. */
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = find(key);
+	r = ak_reservation_find(key);
 	if (r != NULL)
 	{
 		r->key_id = d->key.id;
@@ -242,7 +157,7 @@ keep_reservation(const AkReservationKey *key, const Decision *d,
 			r->holds[i].arrival = limit->arrival;
 			r->holds[i].life = limit->life;
 		}
-		hold(ak_catalog()->db, r);
+		ak_reservation_hold(ak_catalog()->db, r);
 	}
 	LWLockRelease(ak_shared->reservations);
 }
@@ -401,7 +316,7 @@ claim_to_settle(AkDatabase *db, const AkReservationKey *key, int64 actual_cost,
 		can_settle = false;
 		LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
 		was_open = db->open;
-		r = find(key);
+		r = ak_reservation_find(key);
 		if (r != NULL && r->state == AK_PENDING)
 			r = NULL;
 		if (r != NULL)
@@ -412,7 +327,7 @@ claim_to_settle(AkDatabase *db, const AkReservationKey *key, int64 actual_cost,
 				actual_cost <= r->max_cost;
 		}
 		if (can_settle)
-			claim(db, r);
+			ak_reservation_claim(db, r);
 		LWLockRelease(ak_shared->reservations);
 	} while (!was_open);
 	if (!can_settle)
@@ -427,9 +342,9 @@ end_claim(AkDatabase *db, const AkReservation *claimed,
 	AkReservation *r;
 
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = find(&claimed->key);
+	r = ak_reservation_find(&claimed->key);
 	if (r != NULL && state == AK_HELD)
-		hold(db, r);
+		ak_reservation_hold(db, r);
 	else if (r != NULL)
 		r->state = state;
 
@@ -565,12 +480,12 @@ claim_due(AkDatabase *db, AkReservation *claimed)
 	bool		found = false;
 
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	hash_seq_init(&seq, reservations);
+	hash_seq_init(&seq, ak_reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
 		if (r->key.generation == db->generation && r->state == AK_HELD &&
 			r->deadline <= now)
 		{
-			claim(db, r);
+			ak_reservation_claim(db, r);
 			*claimed = *r;
 			found = true;
 			hash_seq_term(&seq);
@@ -622,125 +537,15 @@ ak_reservations_release_due(AkDatabase *db)
 	HASH_SEQ_STATUS seq;
 	AkReservation *r;
 
-	if (hash_get_num_entries(reservations) == 0)
+	if (hash_get_num_entries(ak_reservations) == 0)
 		return;
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	remove_ended(now, false);
-	hash_seq_init(&seq, reservations);
+	ak_reservations_remove_ended(now, false);
+	hash_seq_init(&seq, ak_reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
 		is_due |= r->key.generation == db->generation && r->state == AK_HELD &&
 			r->deadline <= now;
 	LWLockRelease(ak_shared->reservations);
 	if (is_due)
 		(void) ak_worker_transaction(release_due, db);
-}
-
-/*
- * The reservations that a database holds, in the current memory context.  With
- * "closing", the meter is closed, and the caller writes them down.
- */
-int
-ak_reservations_held(AkDatabase *db, bool closing, AkReservation **held)
-{
-	int			capacity = pg_atomic_read_u32(&db->reserved) + 64;
-	int			n = 0;
-	HASH_SEQ_STATUS seq;
-	AkReservation *r;
-
-	/* One that is made meanwhile may be left out: it stays in memory. */
-	*held = palloc(capacity * sizeof(AkReservation));
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	hash_seq_init(&seq, reservations);
-	while ((r = hash_seq_search(&seq)) != NULL)
-		if (r->key.generation == db->generation && r->state == AK_HELD &&
-			n < capacity)
-		{
-			r->is_written |= closing;
-			(*held)[n++] = *r;
-		}
-	LWLockRelease(ak_shared->reservations);
-	return n;
-}
-
-/*
- * Put a reservation back that was held when the meter was closed.  If there is
- * no room for it, it stays charged.
- */
-void
-ak_reservations_put(AkDatabase *db, const AkReservation *held)
-{
-	AkReservation *r;
-
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = find(&held->key);
-	if (r == NULL)
-	{
-		r = enter(&held->key, GetCurrentTimestamp());
-		if (r != NULL)
-		{
-			*r = *held;
-			hold(db, r);
-		}
-	}
-	LWLockRelease(ak_shared->reservations);
-	if (r == NULL)
-		ereport(WARNING,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("there is no room for a reservation that was held when the meter was closed"),
-				 errdetail("Its %lld stay charged.", (long long) held->max_cost),
-				 errhint("Raise \"%s\" (now %d) and restart the server.",
-						 "apikeys.max_reservations", ak_max_reservations)));
-}
-
-/*
- * Forget the reservations of a slot's generation: when its meter is closing,
- * those that are written down, else all.
- */
-void
-ak_reservations_forget(uint32 generation, bool closing)
-{
-	HASH_SEQ_STATUS seq;
-	AkReservation *r;
-
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	hash_seq_init(&seq, reservations);
-	while ((r = hash_seq_search(&seq)) != NULL)
-		if (r->key.generation == generation &&
-			(!closing || (r->state == AK_HELD && r->is_written)))
-		{
-			if (r->state == AK_HELD)
-				pg_atomic_fetch_sub_u32(&ak_shared->databases[r->holds[0].key.database].reserved, 1);
-			forget(r);
-		}
-	LWLockRelease(ak_shared->reservations);
-}
-
-/*
- * apikeys.held_reservations() -> SETOF (id uuid, key_id uuid, max_cost bigint,
- *										 created_at, deadline timestamptz)
- */
-Datum
-apikeys_held_reservations(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	AkReservation *held;
-	int			n;
-
-	AcceptInvalidationMessages();
-	n = ak_reservations_held(ak_catalog()->db, false, &held);
-	InitMaterializedSRF(fcinfo, 0);
-	for (int i = 0; i < n; i++)
-	{
-		Datum		values[5] = {
-			UUIDPGetDatum(&held[i].key.id),
-			UUIDPGetDatum(&held[i].key_id),
-			Int64GetDatum(held[i].max_cost),
-			TimestampTzGetDatum(held[i].charged_at),
-			TimestampTzGetDatum(held[i].deadline)
-		};
-		bool		nulls[5] = {0};
-
-		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
-	}
-	return (Datum) 0;
 }
