@@ -252,7 +252,7 @@ AkOutcome
 ak_meter_charge(AkCharge *charge, AkRecord *record)
 {
 	AkDatabase *db = ak_database_of(&charge->limits[0].key);
-	AkPartitions	partitions;
+	AkPartitions partitions;
 	AkWait		for_worker;
 	AkWait		for_room;
 	bool		may_drop = record->touch_only || db->stalled ||

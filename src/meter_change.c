@@ -133,7 +133,7 @@ void
 ak_meter_settle(const AkCharge *charge, bool give_back)
 {
 	AkDatabase *db = ak_database_of(&charge->limits[0].key);
-	AkPartitions	partitions;
+	AkPartitions partitions;
 
 	ak_partitions_find(charge, &partitions);
 	ak_partitions_lock(&partitions);
@@ -279,7 +279,7 @@ bool
 ak_meter_change(AkCharge *charge, AkChange change)
 {
 	AkDatabase *db = ak_database_of(&charge->limits[0].key);
-	AkPartitions	partitions;
+	AkPartitions partitions;
 	AkWait		for_worker;
 	uint8		versions[AK_LIMITS_MAX];
 	int			missing = 0;
@@ -319,7 +319,7 @@ bool
 ak_meter_try_settle(AkCharge *charge)
 {
 	AkDatabase *db = ak_database_of(&charge->limits[0].key);
-	AkPartitions	partitions;
+	AkPartitions partitions;
 	uint8		versions[AK_LIMITS_MAX];
 	int			missing = 0;
 	ChargeResult result;

@@ -56,8 +56,8 @@ ak_reservation_remove(const AkReservation *r)
 	hash_search(ak_reservations, &r->key, HASH_REMOVE, NULL);
 }
 
-bool
-ak_reservation_has_ended(const AkReservation *r)
+static bool
+has_ended(const AkReservation *r)
 {
 	return r->state == AK_ENDED_SETTLED || r->state == AK_ENDED_RELEASED;
 }
@@ -71,7 +71,7 @@ ak_reservations_remove_ended(TimestampTz now, bool before_deadline)
 
 	hash_seq_init(&seq, ak_reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		if (ak_reservation_has_ended(r) && (before_deadline || r->deadline <= now))
+		if (has_ended(r) && (before_deadline || r->deadline <= now))
 			ak_reservation_remove(r);
 }
 

@@ -18,7 +18,6 @@ extern AkReservation *ak_reservation_find(const AkReservationKey *key);
 extern AkReservation *ak_reservation_enter(const AkReservationKey *key,
 										   TimestampTz now);
 extern void ak_reservation_remove(const AkReservation *r);
-extern bool ak_reservation_has_ended(const AkReservation *r);
 extern void ak_reservations_remove_ended(TimestampTz now, bool before_deadline);
 extern void ak_reservation_hold(AkDatabase *db, AkReservation *r);
 extern void ak_reservation_claim(AkDatabase *db, AkReservation *r);
