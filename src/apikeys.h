@@ -7,7 +7,7 @@
  *
  *	  verify.c		 the decision, in the order of the outcomes
  *	  secret.c		 parse the secret, make its digest
- *	  find_key.c	 find the key's row
+ *	  find_key.c	 find the key's row (hints.c: where it was last time)
  *	  lookup.c		 find its user and its plan
  *	  permissions.c	 what the key may do (expression.c parses the question)
  *	  limits.c		 the limits it is held to (period.c: which period is now;
@@ -46,7 +46,9 @@
 #include "fmgr.h"
 #include "nodes/plannodes.h"
 #include "port/atomics.h"
+#include "storage/buf.h"
 #include "storage/condition_variable.h"
+#include "storage/itemptr.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
@@ -266,6 +268,21 @@ extern LWLock *ak_lane_lock(AkDatabase *db, int lane);
 extern void ak_nudge(AkDatabase *db);
 extern void ak_nudge_if_asleep(AkDatabase *db);
 
+/* ----- hints.c ----- */
+
+/* Where the row of a digest was found. */
+typedef struct AkHint
+{
+	ItemPointerData root;		/* of its chain of updates */
+	Buffer		buffer;			/* of its page then; InvalidBuffer: not known */
+} AkHint;
+
+extern Size ak_hints_shmem_size(void);
+extern void ak_hints_shmem_init(bool found);
+extern bool ak_hint_find(const uint8 digest[AK_DIGEST_LEN], AkHint *hint);
+extern void ak_hint_keep(const uint8 digest[AK_DIGEST_LEN],
+						 const AkHint *hint);
+
 /* ----- clock.c ----- */
 
 extern int64 ak_elapsed(void);
@@ -445,7 +462,6 @@ typedef struct AkRole
 
 typedef struct AkKey
 {
-	ItemPointerData tid;		/* of the row that was read */
 	pg_uuid_t	id;
 	Datum		values[AK_KEY_COLUMNS];
 	bool		nulls[AK_KEY_COLUMNS];

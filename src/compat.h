@@ -22,6 +22,13 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* 16 calls it by what it is. */
+#if PG_VERSION_NUM >= 160000
+#define ak_file_of(rel) ((rel)->rd_locator)
+#else
+#define ak_file_of(rel) ((rel)->rd_node)
+#endif
+
 /* 16 has one function for all kinds of objects. */
 #if PG_VERSION_NUM >= 160000
 #define ak_owns_database(dboid, role) \

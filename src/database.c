@@ -35,6 +35,7 @@ ak_shmem_request(void)
 	RequestAddinShmemSpace(ak_meter_shmem_size());
 	RequestAddinShmemSpace(ak_history_shmem_size());
 	RequestAddinShmemSpace(ak_reservations_shmem_size());
+	RequestAddinShmemSpace(ak_hints_shmem_size());
 	RequestNamedLWLockTranche("apikeys_control", 1);
 	RequestNamedLWLockTranche("apikeys_reservations", 1);
 	RequestNamedLWLockTranche("apikeys_meter", AK_PARTITIONS);
@@ -72,6 +73,7 @@ ak_shmem_startup(void)
 	ak_meter_shmem_init(found);
 	ak_history_shmem_init(found);
 	ak_reservations_shmem_init();
+	ak_hints_shmem_init(found);
 	LWLockRelease(AddinShmemInitLock);
 	on_shmem_exit(shmem_gone, 0);
 }

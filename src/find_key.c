@@ -4,7 +4,7 @@
  *	  Find keys, by the digest of a secret or by id.
  *
  * Keys are read from the table each time, through the index or at the place
- * where the backend last saw them, with a latest snapshot: a revoke holds for
+ * where they were last found, with a latest snapshot: a revoke holds for
  * every verification that starts after its commit, whatever the caller's
  * isolation level, and for the caller's own earlier commands.
  *
@@ -17,6 +17,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "catalog/pg_am.h"
 #include "executor/tuptable.h"
 #include "storage/bufmgr.h"
 #include "utils/builtins.h"
@@ -40,7 +41,6 @@ read_key(Relation rel, const AkCatalog *catalog, HeapTuple tuple, AkKey *key)
 		key->values[i] = values[catalog->keys_attnum[i] - 1];
 		key->nulls[i] = nulls[catalog->keys_attnum[i] - 1];
 	}
-	key->tid = tuple->t_self;
 	key->id = *DatumGetUUIDP(key->values[AK_KEY_ID]);
 	ak_copy_id(key->api_id, key->values[AK_KEY_API_ID], key->nulls[AK_KEY_API_ID]);
 	ak_copy_id(key->user_id, key->values[AK_KEY_USER_ID], key->nulls[AK_KEY_USER_ID]);
@@ -49,26 +49,34 @@ read_key(Relation rel, const AkCatalog *catalog, HeapTuple tuple, AkKey *key)
 
 /*
  * The row of apikeys.keys whose indexed column equals "value", if visible to
- * the snapshot.  Values point into a copy in the current memory context.
+ * the snapshot, and the root of its chain of updates.  Values point into a copy
+ * in the current memory context.
  *
  * The locks are kept to the end of the transaction, as a query keeps them: the
  * next verification in it then finds them held.
  */
 static bool
 find_key(Relation rel, const AkCatalog *catalog, Oid indexid,
-		 RegProcedure equal, Datum value, Snapshot snapshot, AkKey *key)
+		 RegProcedure equal, Datum value, Snapshot snapshot, AkKey *key,
+		 ItemPointer root)
 {
 	Relation	index = index_open(indexid, AccessShareLock);
 	IndexScanDesc scan;
 	ScanKeyData scankey;
 	TupleTableSlot *slot;
-	bool		found;
+	ItemPointer tid;
+	bool		found = false;
 
 	ScanKeyInit(&scankey, 1, BTEqualStrategyNumber, equal, value);
 	scan = ak_index_beginscan(rel, index, snapshot, 1);
 	index_rescan(scan, &scankey, 1, NULL, 0);
 	slot = table_slot_create(rel, NULL);
-	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	while (!found &&
+		   (tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
+	{
+		*root = *tid;
+		found = index_fetch_heap(scan, slot);
+	}
 	if (found)
 		read_key(rel, catalog, ExecCopySlotHeapTuple(slot), key);
 	ExecDropSingleTupleTableSlot(slot);
@@ -90,63 +98,62 @@ digest_matches(const AkKey *key, AkKeyColumn column, const uint8 *digest)
 }
 
 /*
- * Where the row of a digest was last seen by this backend.  Only a hint: the
- * row is fetched each time, checked against the snapshot, and compared.  An
- * update moves the row and leaves the hint behind, until the index is asked
- * once more.
+ * Pin the page that a hint tells of, or InvalidBuffer: the table may have been
+ * cut since.
+ *
+ * The buffer is asked first whether it still has the page, which saves the look
+ * into the buffer table.  The server does not count that as a use of the page,
+ * so each sixteenth time goes the usual way, lest a busy page be evicted.
  */
-typedef struct Hint
+static Buffer
+pin_hinted(Relation rel, const AkHint *hint)
 {
-	uint64		digest;			/* its first bytes; 0: none */
-	ItemPointerData tid;
-} Hint;
+	static uint32 uses = 0;
+	BlockNumber block = ItemPointerGetBlockNumber(&hint->root);
 
-#define HINTS 4096
-
-static Hint hints[HINTS];
-
-static uint64
-digest_prefix(const uint8 *digest)
-{
-	uint64		prefix;
-
-	memcpy(&prefix, digest, sizeof(prefix));
-	return prefix;
+	if (++uses % 16 != 0 && hint->buffer > 0 && hint->buffer <= NBuffers &&
+		ReadRecentBuffer(ak_file_of(rel), MAIN_FORKNUM, block, hint->buffer))
+		return hint->buffer;
+	if (block >= RelationGetNumberOfBlocks(rel))
+		return InvalidBuffer;
+	return ReadBuffer(rel, block);
 }
 
-/* The key at the place where its digest was last seen, if it is there still. */
+/* The key at the place where its digest was last found, if it is there still. */
 static bool
 find_hinted(Relation rel, const AkCatalog *catalog, const uint8 *digest,
 			Snapshot snapshot, AkKey *key)
 {
-	uint64		prefix = digest_prefix(digest);
-	Hint	   *hint = &hints[prefix % HINTS];
-	TupleTableSlot *slot;
-	bool		found = false;
+	AkHint		hint;
+	Buffer		buffer;
+	ItemPointerData tid;
+	HeapTupleData tuple;
+	bool		found;
 
-	/* The table may have been cut since. */
-	if (hint->digest != prefix || prefix == 0 ||
-		ItemPointerGetBlockNumber(&hint->tid) >= RelationGetNumberOfBlocks(rel))
+	if (rel->rd_rel->relam != HEAP_TABLE_AM_OID || !ak_hint_find(digest, &hint))
 		return false;
-	slot = table_slot_create(rel, NULL);
-	if (table_tuple_fetch_row_version(rel, &hint->tid, snapshot, slot))
+	buffer = pin_hinted(rel, &hint);
+	if (!BufferIsValid(buffer))
+		return false;
+
+	tid = hint.root;
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	found = heap_hot_search_buffer(&tid, rel, buffer, snapshot, &tuple, NULL,
+								   true);
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+	if (found)
 	{
-		read_key(rel, catalog, ExecCopySlotHeapTuple(slot), key);
+		read_key(rel, catalog, heap_copytuple(&tuple), key);
 		found = digest_matches(key, AK_KEY_DIGEST, digest);
 	}
-	ExecDropSingleTupleTableSlot(slot);
-	return found;
-}
+	ReleaseBuffer(buffer);
 
-static void
-remember_place(const AkKey *key, const uint8 *digest)
-{
-	uint64		prefix = digest_prefix(digest);
-
-	hints[prefix % HINTS] = (Hint)
+	if (found && hint.buffer != buffer)
 	{
-		.digest = prefix,.tid = key->tid
-	};
+		hint.buffer = buffer;
+		ak_hint_keep(digest, &hint);
+	}
+	return found;
 }
 
 /*
@@ -161,6 +168,8 @@ ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN], TimestampTz now, AkKey *key)
 	char		buffer[VARHDRSZ + AK_DIGEST_LEN];
 	Datum		value = PointerGetDatum(buffer);
 	Snapshot	snapshot;
+	AkHint		hint = {.buffer = InvalidBuffer};
+	ItemPointerData root;
 	bool		found;
 
 	SET_VARSIZE(buffer, sizeof(buffer));
@@ -173,14 +182,14 @@ ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN], TimestampTz now, AkKey *key)
 	if (!found)
 	{
 		found = find_key(rel, catalog, catalog->keys_digest_key, F_BYTEAEQ,
-						 value, snapshot, key) &&
+						 value, snapshot, key, &hint.root) &&
 			digest_matches(key, AK_KEY_DIGEST, digest);
 		if (found)
-			remember_place(key, digest);
+			ak_hint_keep(digest, &hint);
 	}
 	if (!found)
 		found = find_key(rel, catalog, catalog->keys_previous_digest_key,
-						 F_BYTEAEQ, value, snapshot, key) &&
+						 F_BYTEAEQ, value, snapshot, key, &root) &&
 			digest_matches(key, AK_KEY_PREVIOUS_DIGEST, digest) &&
 			DatumGetTimestampTz(key->values[AK_KEY_PREVIOUS_EXPIRES_AT]) > now;
 	table_close(rel, NoLock);
@@ -192,11 +201,12 @@ ak_key_by_id(const pg_uuid_t *id, AkKey *key)
 {
 	const AkCatalog *catalog = ak_catalog();
 	Relation	rel = table_open(catalog->keys, AccessShareLock);
+	ItemPointerData root;
 	bool		found;
 
 	Assert(ActiveSnapshotSet());
 	found = find_key(rel, catalog, catalog->keys_pkey, F_UUID_EQ,
-					 UUIDPGetDatum(id), GetLatestSnapshot(), key);
+					 UUIDPGetDatum(id), GetLatestSnapshot(), key, &root);
 	table_close(rel, NoLock);
 	return found;
 }

@@ -14,6 +14,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -24,7 +25,7 @@
 
 #include "apikeys.h"
 
-/* A backend remembers at most this many rows of each kind. */
+/* A backend remembers at most this many rows of most kinds. */
 #define REMEMBERED_MAX 4096
 
 /* Copy an id out of a row; empty for NULL. */
@@ -53,8 +54,8 @@ ak_copy_id(char id[AK_ID_LEN], Datum value, bool isnull)
 typedef bool (*RowVisitor) (Relation rel, HeapTuple tuple, void *arg);
 
 /*
- * Visit the rows whose first index column equals a text id, as a latest
- * snapshot sees them, until the visitor says false.
+ * Visit the rows whose first index column equals a text id, or with a NULL id
+ * all of them, as a latest snapshot sees them, until the visitor says false.
  *
  * The relation is locked before the snapshot is taken, so that a change whose
  * invalidation has been accepted is seen.
@@ -68,13 +69,14 @@ visit_rows(Oid relid, Oid indexid, const char *column, const char *id,
 	ScanKeyData scankey;
 	HeapTuple	tuple;
 
-	ScanKeyEntryInitialize(&scankey, 0, get_attnum(relid, column),
-						   BTEqualStrategyNumber, InvalidOid,
-						   get_typcollation(TEXTOID), F_TEXTEQ,
-						   CStringGetTextDatum(id));
+	if (id != NULL)
+		ScanKeyEntryInitialize(&scankey, 0, get_attnum(relid, column),
+							   BTEqualStrategyNumber, InvalidOid,
+							   get_typcollation(TEXTOID), F_TEXTEQ,
+							   CStringGetTextDatum(id));
 	Assert(ActiveSnapshotSet());
-	scan = systable_beginscan(rel, indexid, true, GetLatestSnapshot(), 1,
-							  &scankey);
+	scan = systable_beginscan(rel, indexid, true, GetLatestSnapshot(),
+							  id != NULL ? 1 : 0, &scankey);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 		if (!visit(rel, tuple, arg))
 			break;
@@ -96,23 +98,26 @@ column_of(Relation rel, HeapTuple tuple, const char *name, bool *isnull)
 }
 
 /*
- * A memory of rows by id: entries begin with the id.  Emptied when the rows
- * may have changed, or when it is full.
+ * A memory of rows: entries begin with what they are found by, an id unless
+ * key_size is given.  Emptied when the rows may have changed, or when it is
+ * full.
  */
 typedef struct Memory
 {
 	const char *name;
+	Size		key_size;		/* 0: a text id */
 	Size		entry_size;
+	int			max;			/* entries; 0: as is usual */
 	HTAB	   *table;
 	MemoryContext context;
 	uint64		changes;		/* as of which it holds */
 } Memory;
 
 static void *
-remembered(Memory *memory, const char *id)
+remembered(Memory *memory, const void *key)
 {
 	if (memory->table != NULL && memory->changes == ak_catalog_changes())
-		return hash_search(memory->table, id, HASH_FIND, NULL);
+		return hash_search(memory->table, key, HASH_FIND, NULL);
 	return NULL;
 }
 
@@ -125,9 +130,10 @@ static void
 make_ready(Memory *memory, uint64 changes)
 {
 	HASHCTL		ctl = {0};
+	int			max = memory->max > 0 ? memory->max : REMEMBERED_MAX;
 
 	if (memory->table != NULL && memory->changes == changes &&
-		hash_get_num_entries(memory->table) < REMEMBERED_MAX)
+		hash_get_num_entries(memory->table) < max)
 		return;
 	memory->table = NULL;
 	if (memory->context != NULL)
@@ -136,11 +142,12 @@ make_ready(Memory *memory, uint64 changes)
 		memory->context = AllocSetContextCreate(TopMemoryContext,
 												"apikeys rows",
 												ALLOCSET_DEFAULT_SIZES);
-	ctl.keysize = AK_ID_LEN;
+	ctl.keysize = memory->key_size > 0 ? memory->key_size : AK_ID_LEN;
 	ctl.entrysize = memory->entry_size;
 	ctl.hcxt = memory->context;
 	memory->table = hash_create(memory->name, 64, &ctl,
-								HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+								HASH_ELEM | HASH_CONTEXT |
+								(memory->key_size > 0 ? HASH_BLOBS : HASH_STRINGS));
 	memory->changes = changes;
 }
 
@@ -246,7 +253,107 @@ ak_plan_by_id(const char *id, AkPlan *plan)
 
 /* ----- users ----- */
 
-static Memory users = {.name = "apikeys users",.entry_size = sizeof(AkUser)};
+/*
+ * There may be many, most without a row: what is remembered of one takes as
+ * much memory as it needs.  Of two whose ids have the same hash, one is.
+ */
+#define USERS_MAX 16384
+
+typedef struct KnownUser
+{
+	uint64		id_hash;
+	const char *id;
+	const char *plan_id;
+	bool		exists;			/* else the rest is unset */
+	bool		is_usable;
+	pg_uuid_t	subject_id;
+	TimestampTz custom_start;
+	AkCredits  *credits;		/* NULL: not limited */
+	AkRates		rates;
+} KnownUser;
+
+static Memory users = {.name = "apikeys users",.key_size = sizeof(uint64),.entry_size = sizeof(KnownUser),.max = USERS_MAX};
+
+/* Whether there are any users, as of these changes. */
+static uint64 any_users_changes = 0;
+static bool any_users;
+
+static bool
+visit_any(Relation rel, HeapTuple tuple, void *arg)
+{
+	*(bool *) arg = true;
+	return false;
+}
+
+/* Many databases have none: then no id need be looked up. */
+static bool
+are_there_users(const AkCatalog *catalog, uint64 changes)
+{
+	if (any_users_changes != changes)
+	{
+		bool		found = false;
+
+		visit_rows(catalog->users, catalog->users_pkey, NULL, NULL, visit_any,
+				   &found);
+		any_users = found;
+		any_users_changes = changes;
+	}
+	return any_users;
+}
+
+static uint64
+hash_of_id(const char *id)
+{
+	return hash_bytes_extended((const unsigned char *) id, strlen(id), 0);
+}
+
+static const KnownUser *
+remembered_user(const char *id)
+{
+	uint64		hash = hash_of_id(id);
+	const KnownUser *known = remembered(&users, &hash);
+
+	return known != NULL && strcmp(known->id, id) == 0 ? known : NULL;
+}
+
+static void
+remember_user(const AkUser *user, uint64 changes)
+{
+	KnownUser	known = {
+		.id_hash = hash_of_id(user->id),
+		.exists = user->exists,
+		.is_usable = user->is_usable,
+		.subject_id = user->subject_id,
+		.custom_start = user->custom_start
+	};
+
+	make_ready(&users, changes);
+	known.id = MemoryContextStrdup(users.context, user->id);
+	known.plan_id = user->plan_id[0] == '\0' ? "" :
+		MemoryContextStrdup(users.context, user->plan_id);
+	if (user->credits.is_limited)
+	{
+		known.credits = MemoryContextAlloc(users.context, sizeof(AkCredits));
+		*known.credits = user->credits;
+	}
+	known.rates = keep_rates(&users, &user->rates);
+	remember(&users, &known);
+}
+
+static void
+recall_user(const KnownUser *known, AkUser *user)
+{
+	user->exists = known->exists;
+	user->is_usable = known->is_usable;
+	strlcpy(user->plan_id, known->plan_id, AK_ID_LEN);
+	user->subject_id = known->subject_id;
+	user->custom_start = known->custom_start;
+	if (known->credits != NULL)
+		user->credits = *known->credits;
+	else
+		user->credits.is_limited = false;
+	user->rates = known->rates;
+}
 
 static void
 read_refill(Relation rel, HeapTuple tuple, AkCredits *credits)
@@ -299,23 +406,24 @@ ak_user_by_id(const char *id, AkUser *user)
 {
 	const AkCatalog *catalog = ak_catalog();
 	uint64		changes = ak_catalog_changes();
-	AkUser	   *known = remembered(&users, id);
+	const KnownUser *known = remembered_user(id);
 
-	if (known == NULL)
+	strlcpy(user->id, id, AK_ID_LEN);
+	if (known != NULL)
 	{
-		AkUser		fresh = {.custom_start = AK_CALENDAR};
-
-		strlcpy(fresh.id, id, AK_ID_LEN);
-		visit_rows(catalog->users, catalog->users_pkey, "id", id, visit_user,
-				   &fresh);
-		if (fresh.exists)
-			ak_rates_of(AK_OWNER_USER, CStringGetTextDatum(id),
-						CurrentMemoryContext, &fresh.rates);
-		make_ready(&users, changes);
-		fresh.rates = keep_rates(&users, &fresh.rates);
-		known = remember(&users, &fresh);
+		recall_user(known, user);
+		return user->exists;
 	}
-	*user = *known;
+	memset(&user->exists, 0, sizeof(AkUser) - offsetof(AkUser, exists));
+	user->custom_start = AK_CALENDAR;
+	if (!are_there_users(catalog, changes))
+		return false;
+
+	visit_rows(catalog->users, catalog->users_pkey, "id", id, visit_user, user);
+	if (user->exists)
+		ak_rates_of(AK_OWNER_USER, CStringGetTextDatum(id),
+					CurrentMemoryContext, &user->rates);
+	remember_user(user, changes);
 	return user->exists;
 }
 
