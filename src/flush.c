@@ -271,6 +271,7 @@ write_request_ids(const Batch *batch)
 		elog(ERROR, "could not write apikeys.request_ids");
 }
 
+/* Only this worker adds rows: none comes between the look for one and its insertion. */
 static void
 write_rows(void *arg)
 {
@@ -319,21 +320,24 @@ write_rows(void *arg)
 
 	if (has_credits)
 		write_ledger(types, args);
-	if (SPI_execute_with_args("INSERT INTO apikeys.usage AS u (subject_id, subject,"
-							  " period, period_start, current_usage, charged,"
-							  " ceiling, incarnation, updated_at, refilled_at)"
-							  " SELECT r.subject_id, CASE WHEN r.is_user THEN 'user' ELSE 'key' END,"
-							  " r.period, r.period_start, r.current_usage, r.charged,"
-							  " r.ceiling, $9, now(), nullif(r.refilled_at, '-infinity')"
-							  ROWS_WRITTEN
-							  " ORDER BY r.subject_id, r.period, r.period_start"
-							  " ON CONFLICT (subject_id, period, period_start) DO UPDATE"
-							  " SET current_usage = excluded.current_usage,"
-							  " charged = excluded.charged, ceiling = excluded.ceiling,"
-							  " incarnation = excluded.incarnation,"
-							  " updated_at = excluded.updated_at,"
-							  " refilled_at = excluded.refilled_at",
-							  COLUMNS + 1, types, args, NULL, false, 0) != SPI_OK_INSERT)
+	ak_plan_by_index();
+	if (SPI_execute_with_args("MERGE INTO apikeys.usage AS u"
+							  " USING (SELECT *" ROWS_WRITTEN
+							  " ORDER BY r.subject_id, r.period, r.period_start) w"
+							  " ON u.subject_id = w.subject_id"
+							  " AND u.period = w.period AND u.period_start = w.period_start"
+							  " WHEN MATCHED THEN UPDATE"
+							  " SET current_usage = w.current_usage, charged = w.charged,"
+							  " ceiling = w.ceiling, incarnation = $9, updated_at = now(),"
+							  " refilled_at = nullif(w.refilled_at, '-infinity')"
+							  " WHEN NOT MATCHED THEN"
+							  " INSERT (subject_id, subject, period, period_start,"
+							  " current_usage, charged, ceiling, incarnation, updated_at,"
+							  " refilled_at)"
+							  " VALUES (w.subject_id, CASE WHEN w.is_user THEN 'user' ELSE 'key' END,"
+							  " w.period, w.period_start, w.current_usage, w.charged,"
+							  " w.ceiling, $9, now(), nullif(w.refilled_at, '-infinity'))",
+							  COLUMNS + 1, types, args, NULL, false, 0) != SPI_OK_MERGE)
 		elog(ERROR, "could not write apikeys.usage");
 }
 

@@ -17,7 +17,6 @@
 #include "executor/spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
@@ -92,8 +91,7 @@ write_uses(void *arg)
 	args[2] = Float8GetDatum(ak_last_used_interval);
 
 	/* Losing this in a crash costs nothing. */
-	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	ak_set_locally("synchronous_commit", "off");
 	if (SPI_execute_with_args("UPDATE apikeys.keys k SET last_used_at = u.used"
 							  " FROM (SELECT l.id, r.used"
 							  " FROM unnest($1, $2) AS r (id, used)"

@@ -24,13 +24,20 @@
 #include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 
 #include "worker.h"
 
-/* Counts in one row of the journal, and added in one step. */
+/* Counts in one row of the journal. */
 #define JOURNAL_ROW 2000
-#define STEP_COUNTS 10000
+
+/*
+ * Counts added in one step.  Keys that come again and again have many counts
+ * for one row, and the rows are what a step takes its time for: so it takes as
+ * many counts as make about this many rows.
+ */
+#define STEP_COUNTS_LEAST 10000
+#define STEP_COUNTS_MOST 100000
+#define STEP_ROWS 20000
 
 /* Few counts are added after a second, many at once, others after 30 s. */
 #define FEW_COUNTS 1000
@@ -55,6 +62,7 @@
 static int64 add_at = 0;
 static int64 retry_at = 0;	/* not before, after a failure */
 static int64 added_at = 0;
+static int64 step_counts = STEP_COUNTS_LEAST;
 
 /* ----- the journal ----- */
 
@@ -188,13 +196,6 @@ ak_rollup_noted(AkDatabase *db, int counts)
 
 /* ----- from the journal to the rollups ----- */
 
-static void
-set_locally(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
-}
-
 typedef struct Step
 {
 	int64		counts;			/* taken from the journal */
@@ -203,18 +204,22 @@ typedef struct Step
 	pg_uuid_t	position;		/* of tidying: keys up to this one are done */
 } Step;
 
-/* Take some rows of the journal, whose order does not matter. */
+/*
+ * Take some rows of the journal, whose order does not matter.  Only this worker
+ * adds rows to the rollups, so no other can come between the look for a row and
+ * its insertion.
+ */
 static void
 add_counts(void *arg)
 {
 	Step	   *step = arg;
 	Oid			take_types[] = {INT8OID, INT4OID};
-	Datum		take_args[] = {Int64GetDatum(STEP_COUNTS), Int32GetDatum(1000)};
+	Datum		take_args[] = {Int64GetDatum(step_counts), Int32GetDatum(1000)};
 	Oid			type = UUIDARRAYOID;
 	Datum		ids;
 	bool		isnull;
 
-	set_locally("synchronous_commit", "off");
+	ak_set_locally("synchronous_commit", "off");
 	if (SPI_execute_with_args("SELECT array_agg(s.id), sum(s.counts)::bigint,"
 							  " sum(s.counts) < $1 AND count(*) < $2"
 							  " FROM (SELECT j.id, j.counts,"
@@ -234,6 +239,7 @@ add_counts(void *arg)
 											   SPI_tuptable->tupdesc, 2, &isnull));
 	step->is_last = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
 											   SPI_tuptable->tupdesc, 3, &isnull));
+	ak_plan_by_index();
 	if (SPI_execute_with_args("WITH taken AS (DELETE FROM apikeys.rollup_journal j"
 							  " WHERE j.id = ANY ($1) RETURNING j.*),"
 							  " counts AS MATERIALIZED (SELECT c.key_id, s.step,"
@@ -252,14 +258,16 @@ add_counts(void *arg)
 							  " ON CONFLICT ON CONSTRAINT rollup_totals_pkey DO UPDATE"
 							  " SET requests = t.requests + excluded.requests,"
 							  " cost = t.cost + excluded.cost)"
-							  " INSERT INTO apikeys.rollups AS r"
-							  " (key_id, step, start, code, requests, cost)"
-							  " SELECT c.key_id, c.step, c.start, c.code, c.requests, c.cost"
-							  " FROM counts c ORDER BY 1, 2, 3, 4"
-							  " ON CONFLICT ON CONSTRAINT rollups_pkey DO UPDATE"
-							  " SET requests = r.requests + excluded.requests,"
-							  " cost = r.cost + excluded.cost",
-							  1, &type, &ids, NULL, false, 0) != SPI_OK_INSERT)
+							  " MERGE INTO apikeys.rollups AS r"
+							  " USING (SELECT * FROM counts ORDER BY 1, 2, 3, 4) c"
+							  " ON r.key_id = c.key_id AND r.step = c.step"
+							  " AND r.start = c.start AND r.code = c.code"
+							  " WHEN MATCHED THEN UPDATE"
+							  " SET requests = r.requests + c.requests, cost = r.cost + c.cost"
+							  " WHEN NOT MATCHED THEN"
+							  " INSERT (key_id, step, start, code, requests, cost)"
+							  " VALUES (c.key_id, c.step, c.start, c.code, c.requests, c.cost)",
+							  1, &type, &ids, NULL, false, 0) != SPI_OK_MERGE)
 		elog(ERROR, "could not write apikeys.rollups");
 	step->rows = SPI_processed;
 }
@@ -276,6 +284,10 @@ add_step(AkDatabase *db)
 		return false;
 	}
 	db->rollup_rows += step.rows;
+	if (step.rows <= STEP_ROWS && step.counts > step_counts / 2)
+		step_counts = Min(2 * step_counts, STEP_COUNTS_MOST);
+	else if (step.rows > 2 * STEP_ROWS)
+		step_counts = Max(step_counts / 2, STEP_COUNTS_LEAST);
 	db->rollup_pending -= Min(db->rollup_pending, step.counts);
 	if (step.is_last)
 	{
@@ -307,13 +319,8 @@ tidy_keys(void *arg)
 	ArrayType  *keys;
 	bool		isnull;
 
-	/* Whatever the planner thinks of the table's size. */
-	set_locally("synchronous_commit", "off");
-	set_locally("enable_seqscan", "off");
-	set_locally("enable_bitmapscan", "off");
-	set_locally("enable_hashjoin", "off");
-	set_locally("enable_mergejoin", "off");
-
+	ak_set_locally("synchronous_commit", "off");
+	ak_plan_by_index();
 	if (SPI_execute_with_args("WITH RECURSIVE walk AS ("
 							  "(SELECT r.key_id FROM apikeys.rollups r"
 							  " WHERE r.key_id > $1 ORDER BY r.key_id LIMIT 1)"

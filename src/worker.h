@@ -22,6 +22,8 @@
 typedef void (*AkTransaction) (void *arg);
 
 extern bool ak_worker_transaction(AkTransaction body, void *arg);
+extern void ak_set_locally(const char *name, const char *value);
+extern void ak_plan_by_index(void);
 
 /* flush.c */
 typedef struct AkFlush AkFlush;

@@ -199,7 +199,7 @@ sql(q(
 	    END IF;
 	    RETURN NEW;
 	END $$;
-	CREATE TRIGGER hold BEFORE INSERT ON apikeys.usage FOR EACH ROW EXECUTE FUNCTION hold();
+	CREATE TRIGGER hold BEFORE INSERT OR UPDATE ON apikeys.usage FOR EACH ROW EXECUTE FUNCTION hold();
 	ALTER TABLE apikeys.usage ENABLE ALWAYS TRIGGER hold;
 	SELECT apikey_plan_create('Writing', 100, 'year', plan_id => 'writing')));
 my ($writing_id, $writing) = issue($node, 'postgres', "'writing', plan_id => 'writing', $arguments");
