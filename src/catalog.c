@@ -60,6 +60,7 @@ static const char *const key_columns[AK_KEY_COLUMNS] = {
 	[AK_KEY_REFILL_EVERY] = "refill_every",
 	[AK_KEY_REFILL_DAY] = "refill_day",
 	[AK_KEY_REFILL_SINCE] = "refill_since",
+	[AK_KEY_FENCED_AT] = "fenced_at",
 };
 
 /* Runs while invalidations are processed: only flags may be set here. */

@@ -50,20 +50,21 @@ enum
 
 /* apikeys.issued_key: id, api_key, then the rest of a key object. */
 #define OUT_API_KEY 1
-#define OUT_COLUMNS 24
+#define OUT_COLUMNS 25
 
 /* The columns of apikeys.issued_key but for the secret, in order. */
 #define RETURNING_KEY \
 	" RETURNING id, api_id, name, user_id, plan_id," \
 	" CASE WHEN deleted_at IS NOT NULL THEN 'deleted'" \
-	" WHEN NOT enabled THEN 'disabled'" \
+	" WHEN NOT enabled OR fenced_at IS NOT NULL THEN 'disabled'" \
 	" WHEN expires_at <= statement_timestamp() THEN 'expired'" \
 	" ELSE 'active' END," \
 	" start, permissions, metadata, expires_at, created_at, updated_at," \
 	" last_used_at, deleted_at, enabled, allowed_ips, regenerated_at," \
 	" previous_expires_at, roles," \
 	" apikeys.balance(id, 'key', credits, refill_amount, refill_every," \
-	" refill_day, refill_since), refill_amount, refill_every, refill_day"
+	" refill_day, refill_since), refill_amount, refill_every, refill_day," \
+	" fenced_at"
 
 /* Run a statement whose plan is kept for the backend's life. */
 static int
@@ -317,17 +318,21 @@ apikey_create(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(result);
 }
 
-/* Take the prefix of a key's secret from its start, and lock the key. */
+/*
+ * Take the prefix of a key's secret from its start, and lock the key.  A fenced
+ * key's secret may not get a grace.
+ */
 static void
-lock_prefix(Datum id, char prefix[AK_PREFIX_MAX + 1])
+lock_prefix(Datum id, bool has_grace, char prefix[AK_PREFIX_MAX + 1])
 {
 	static SPIPlanPtr plan = NULL;
 	static Oid	types[] = {UUIDOID};
 	char	   *start;
 	int			length;
+	bool		is_null;
 
 	execute_kept(&plan,
-				 "SELECT start FROM apikeys.keys"
+				 "SELECT start, fenced_at FROM apikeys.keys"
 				 " WHERE id = $1 AND deleted_at IS NULL FOR UPDATE",
 				 lengthof(types), types, &id, NULL);
 	if (SPI_processed == 0)
@@ -335,6 +340,15 @@ lock_prefix(Datum id, char prefix[AK_PREFIX_MAX + 1])
 				(errcode(ERRCODE_NO_DATA_FOUND),
 				 errmsg("key \"%s\" does not exist",
 						DatumGetCString(DirectFunctionCall1(uuid_out, id)))));
+	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
+						 &is_null);
+	if (has_grace && !is_null)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("key \"%s\" is fenced",
+						DatumGetCString(DirectFunctionCall1(uuid_out, id))),
+				 errdetail("Its secret is refused and cannot be given a grace."),
+				 errhint("Regenerate it without a grace, or lift the fence with apikey_unfence().")));
 	start = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	length = Max((int) strlen(start) - AK_START_RANDOM - 1, 0);
 	strlcpy(prefix, start, Min(length, AK_PREFIX_MAX) + 1);
@@ -348,9 +362,11 @@ lock_prefix(Datum id, char prefix[AK_PREFIX_MAX + 1])
  * apikey_regenerate(id uuid, grace interval) -> apikeys.issued_key
  *
  * Give a key a new secret; all else stays.  With a grace, the old secret works
- * for that long, though never beyond the key's expiry.
+ * for that long, though never beyond the key's expiry.  A fence is on the old
+ * secret: it is lifted.
  *
- * Errors: P0002 for an unknown or deleted key, 22004 and 22023 for arguments.
+ * Errors: P0002 for an unknown or deleted key, 22004 and 22023 for arguments,
+ * 55000 for a grace of a fenced key.
  */
 Datum
 apikey_regenerate(PG_FUNCTION_ARGS)
@@ -359,6 +375,7 @@ apikey_regenerate(PG_FUNCTION_ARGS)
 	static Oid	types[] = {UUIDOID, INTERVALOID, TEXTOID, BYTEAOID};
 	Datum		values[lengthof(types)];
 	Interval	none = {0};
+	bool		has_grace;
 	char		prefix[AK_PREFIX_MAX + 1];
 	char		secret[AK_SECRET_MAX + 1];
 	Datum		result;
@@ -373,16 +390,18 @@ apikey_regenerate(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("grace must not be negative")));
+	has_grace = DatumGetBool(DirectFunctionCall2(interval_gt, PG_GETARG_DATUM(1),
+												 IntervalPGetDatum(&none)));
 
 	SPI_connect();
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = PG_GETARG_DATUM(1);
-	lock_prefix(values[0], prefix);
+	lock_prefix(values[0], has_grace, prefix);
 	ak_secret_make(prefix, secret);
 	stored_form(secret, &values[2], &values[3]);
 	execute_kept(&plan,
 				 "UPDATE apikeys.keys SET start = $3, digest = $4,"
-				 " regenerated_at = now(),"
+				 " regenerated_at = now(), fenced_at = NULL,"
 				 " previous_digest = CASE WHEN $2 > '0' THEN digest END,"
 				 " previous_expires_at = CASE WHEN $2 > '0'"
 				 " THEN least(expires_at, clock_timestamp() + $2) END"

@@ -119,6 +119,7 @@ static bool
 is_switched_off(const Decision *d)
 {
 	return !DatumGetBool(d->key.values[AK_KEY_ENABLED]) ||
+		!d->key.nulls[AK_KEY_FENCED_AT] ||
 		(d->subject.user.exists && !d->subject.user.is_usable) ||
 		!d->subject.plan.is_usable;
 }

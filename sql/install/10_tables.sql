@@ -198,7 +198,8 @@ CREATE TABLE apikeys.keys (
     CONSTRAINT keys_erased_check CHECK (erased_at IS NULL OR deleted_at IS NOT NULL),
     CONSTRAINT keys_digest_key UNIQUE (digest),
     CONSTRAINT keys_previous_check
-        CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
+        CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL)),
+    fenced_at timestamptz
 ) WITH (fillfactor = 85);
 SELECT pg_catalog.pg_extension_config_dump('apikeys.keys', '');
 
@@ -237,6 +238,7 @@ COMMENT ON COLUMN apikeys.keys.refill_every IS 'Interval between refills';
 COMMENT ON COLUMN apikeys.keys.refill_day IS 'Day of a refill: of the month (31 is the last one), or of the week (1 is Monday)';
 COMMENT ON COLUMN apikeys.keys.refill_since IS 'When the refill was set up; set by a trigger';
 COMMENT ON COLUMN apikeys.keys.erased_at IS 'When the key''s user was erased; the key cannot be restored';
+COMMENT ON COLUMN apikeys.keys.fenced_at IS 'Since when the secret is refused until it is replaced (apikey_fence); NULL is not';
 COMMENT ON INDEX apikeys.keys_digest_key IS 'Verification: from the digest of a secret to its key';
 COMMENT ON INDEX apikeys.keys_previous_digest_key IS 'Verification in the grace after a regeneration';
 COMMENT ON INDEX apikeys.keys_api_id_idx IS 'Keys of an api, in order';

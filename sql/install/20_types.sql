@@ -4,7 +4,7 @@
 CREATE VIEW apikeys.key_objects AS
 SELECT k.id, k.api_id, k.name, k.user_id, k.plan_id,
        CASE WHEN k.deleted_at IS NOT NULL THEN 'deleted'
-            WHEN NOT k.enabled THEN 'disabled'
+            WHEN NOT k.enabled OR k.fenced_at IS NOT NULL THEN 'disabled'
             WHEN k.expires_at <= statement_timestamp() THEN 'expired'
             ELSE 'active' END AS status,
        k.start, k.permissions, k.metadata, k.expires_at, k.created_at,
@@ -12,7 +12,7 @@ SELECT k.id, k.api_id, k.name, k.user_id, k.plan_id,
        k.regenerated_at, k.previous_expires_at, k.roles,
        apikeys.balance(k.id, 'key', k.credits, k.refill_amount, k.refill_every,
                        k.refill_day, k.refill_since) AS credits,
-       k.refill_amount, k.refill_every, k.refill_day
+       k.refill_amount, k.refill_every, k.refill_day, k.fenced_at
   FROM apikeys.keys k;
 COMMENT ON VIEW apikeys.key_objects IS 'Keys as the functions show them: with a status, without digests';
 
@@ -44,7 +44,8 @@ CREATE TYPE apikeys.issued_key AS (
     last_used_at timestamptz, deleted_at timestamptz, enabled boolean,
     allowed_ips cidr[], regenerated_at timestamptz,
     previous_expires_at timestamptz, roles text[], credits bigint,
-    refill_amount bigint, refill_every interval, refill_day int
+    refill_amount bigint, refill_every interval, refill_day int,
+    fenced_at timestamptz
 );
 COMMENT ON TYPE apikeys.issued_key IS 'A key object with its secret (api_key), which is shown this once';
 

@@ -93,8 +93,9 @@ AS 'MODULE_PATHNAME', 'apikey_regenerate';
 COMMENT ON FUNCTION @extschema@.apikey_regenerate(uuid, interval) IS
 'Give a key a new secret.
 Id, usage, metadata and expiry stay. The old secret works for the grace, though
-never beyond the key''s own expiry; an older one stops at once. Errors: P0002
-for an unknown or deleted key, 22004 and 22023 for arguments.';
+never beyond the key''s own expiry; an older one stops at once. A fence
+(apikey_fence) is lifted. Errors: P0002 for an unknown or deleted key, 22004 and
+22023 for arguments, 55000 for a grace of a fenced key.';
 
 CREATE FUNCTION @extschema@.apikey_usage(id uuid) RETURNS apikeys.usage_report
 LANGUAGE c VOLATILE PARALLEL RESTRICTED

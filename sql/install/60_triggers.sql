@@ -167,7 +167,9 @@ CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.roles
 COMMENT ON TRIGGER before_write ON apikeys.roles IS 'Checks values and sets updated_at';
 
 -- Keys: every column but last_used_at, which the worker writes in batches
--- that change nothing anyone must hear of.
+-- that change nothing anyone must hear of, and fenced_at, which leaves
+-- updated_at alone: that tells whether a key is the same in another copy of the
+-- database.
 
 CREATE TRIGGER before_write BEFORE INSERT OR UPDATE OF id, api_id, name,
     user_id, plan_id, enabled, start, digest, previous_digest,
@@ -187,7 +189,7 @@ CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF id, api_id,
     name, user_id, plan_id, enabled, start, digest, previous_digest,
     previous_expires_at, permissions, allowed_ips, metadata, expires_at,
     created_at, updated_at, regenerated_at, deleted_at, roles, credits,
-    refill_amount, refill_every, refill_day, erased_at
+    refill_amount, refill_every, refill_day, erased_at, fenced_at
     ON apikeys.keys
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.announce_change();
 ALTER TABLE apikeys.keys ENABLE ALWAYS TRIGGER announce_change;

@@ -1,5 +1,30 @@
 -- For operators: revoking many keys at once, and erasing a person.
 
+CREATE FUNCTION apikeys.check_key_filter(user_id text, plan_id text, api_id text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF check_key_filter.user_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM apikeys.users u WHERE u.id = check_key_filter.user_id)
+        AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.user_id = check_key_filter.user_id) THEN
+        PERFORM apikeys.refuse_unknown('user', check_key_filter.user_id);
+    END IF;
+    IF check_key_filter.plan_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM apikeys.plans p WHERE p.id = check_key_filter.plan_id) THEN
+        PERFORM apikeys.refuse_unknown('plan', check_key_filter.plan_id);
+    END IF;
+    IF check_key_filter.api_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM apikeys.apis a WHERE a.id = check_key_filter.api_id) THEN
+        PERFORM apikeys.refuse_unknown('api', check_key_filter.api_id);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_key_filter(text, text, text) IS
+'Refuse a filter that names what does not exist.
+Deleted users and plans exist, and so does a user whom only keys name. Raises P0002; NULL is no filter.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_key_filter(text, text, text) FROM PUBLIC;
+
 CREATE FUNCTION @extschema@.apikey_revoke(user_id text = NULL, plan_id text = NULL,
     api_id text = NULL)
 RETURNS bigint
@@ -16,19 +41,8 @@ BEGIN
             HINT = 'Give at least one of user_id, plan_id and api_id.';
     END IF;
 
-    IF apikey_revoke.user_id IS NOT NULL
-        AND NOT EXISTS (SELECT FROM apikeys.users u WHERE u.id = apikey_revoke.user_id)
-        AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.user_id = apikey_revoke.user_id) THEN
-        PERFORM apikeys.refuse_unknown('user', apikey_revoke.user_id);
-    END IF;
-    IF apikey_revoke.plan_id IS NOT NULL
-        AND NOT EXISTS (SELECT FROM apikeys.plans p WHERE p.id = apikey_revoke.plan_id) THEN
-        PERFORM apikeys.refuse_unknown('plan', apikey_revoke.plan_id);
-    END IF;
-    IF apikey_revoke.api_id IS NOT NULL
-        AND NOT EXISTS (SELECT FROM apikeys.apis a WHERE a.id = apikey_revoke.api_id) THEN
-        PERFORM apikeys.refuse_unknown('api', apikey_revoke.api_id);
-    END IF;
+    PERFORM apikeys.check_key_filter(apikey_revoke.user_id, apikey_revoke.plan_id,
+                                     apikey_revoke.api_id);
 
     -- Rows are locked in order, so that two such calls do not deadlock.
     EXECUTE 'UPDATE apikeys.keys SET deleted_at = now() FROM (SELECT k.id FROM apikeys.keys k WHERE '

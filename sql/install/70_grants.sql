@@ -23,7 +23,8 @@ DECLARE
         apikey_user_update, apikey_user_delete, apikey_role_create,
         apikey_role_update, apikey_role_delete, apikey_limit_set,
         apikey_limit_delete, apikey_credits, apikey_user_credits,
-        apikey_usage_adjust, apikey_revoke, apikey_erase_user}'::text[];
+        apikey_usage_adjust, apikey_revoke, apikey_erase_user, apikey_fence,
+        apikey_unfence}'::text[];
     wanted text[] := CASE apikey_grant.privileges
         WHEN 'application' THEN asking
         WHEN 'verifier' THEN verifying

@@ -49,7 +49,8 @@ SELECT k.* IS NOT DISTINCT FROM
            NULL::timestamptz, NULL::timestamptz, :'second_enabled'::boolean,
            :'second_allowed_ips'::cidr[], NULL::timestamptz,
            NULL::timestamptz, :'second_roles'::text[],
-           NULL::bigint, NULL::bigint, NULL::interval, NULL::int) AS same
+           NULL::bigint, NULL::bigint, NULL::interval, NULL::int,
+           NULL::timestamptz) AS same
   FROM apikey_get(:'second_id') k;
 
 -- The prefix: given, else the api's, else the setting's.

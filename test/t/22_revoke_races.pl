@@ -46,6 +46,7 @@ my @ways = (
 	q(UPDATE apikeys.keys SET enabled = false WHERE id = '%1$s'),
 	q(UPDATE apikeys.keys SET expires_at = '2001-01-01' WHERE id = '%1$s'),
 	q(SELECT id FROM apikey_regenerate('%1$s')),
+	q(SELECT apikey_fence('%3$s')),
 	q(UPDATE apikeys.users SET is_disabled = true WHERE id = '%3$s'),
 	q(SELECT id FROM apikey_user_delete('%3$s')),
 	q(SELECT revoke_in_subtransaction('%1$s')),
