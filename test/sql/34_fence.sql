@@ -51,7 +51,7 @@ SELECT * FROM pg_temp.codes();
 SELECT name, enabled, fenced_at IS NOT NULL AS fenced FROM apikey_list('fay') ORDER BY name;
 RESET ROLE;
 SELECT count(*) AS changed FROM before b, apikeys.keys k
- WHERE k.id = b.id AND to_jsonb(k) - 'fenced_at' <> to_jsonb(b) - 'fenced_at';
+ WHERE k.id = b.id AND to_jsonb(k) - '{fenced_at,last_used_at}'::text[] <> to_jsonb(b) - '{fenced_at,last_used_at}'::text[];
 SELECT api_id, keys, deleted_keys FROM apikeys.fences ORDER BY api_id;
 SET ROLE regress_app;
 
