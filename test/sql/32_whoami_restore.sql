@@ -14,7 +14,7 @@ COMMIT;
 -- What is refused is still known, unless it was deleted.
 SELECT enabled FROM apikey_update(:'id', '{"enabled": false}');
 SELECT status FROM apikey_whoami(:'api_key');
-SELECT enabled FROM apikey_update(:'id', '{"enabled": true, "expires_at": "2020-01-01"}');
+SELECT enabled FROM apikey_update(:'id', jsonb_build_object('enabled', true, 'expires_at', now() - interval '1 hour'));
 SELECT status FROM apikey_whoami(:'api_key');
 SELECT status FROM apikey_update(:'id', '{"expires_at": null}');
 -- The previous secret while its grace lasts, and not after.

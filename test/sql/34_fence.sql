@@ -12,7 +12,8 @@ SELECT k.id, k.api_key, v.name
        LATERAL apikey_create(v.name, v.user_id, v.plan_id, api_id => v.api_id) k;
 SELECT d.name, status FROM issued i, LATERAL apikey_delete(i.id) d WHERE i.name = 'gone';
 SELECT d.name, status FROM issued i, LATERAL apikey_update(i.id, '{"enabled": false}') d WHERE i.name = 'off';
-SELECT d.name, status FROM issued i, LATERAL apikey_update(i.id, '{"expires_at": "2020-01-01"}') d WHERE i.name = 'past';
+-- Not long ago: a sweep would mark it as deleted.
+SELECT d.name, status FROM issued i, LATERAL apikey_update(i.id, jsonb_build_object('expires_at', now() - interval '1 hour')) d WHERE i.name = 'past';
 CREATE FUNCTION pg_temp.codes() RETURNS TABLE (name text, code text, status text)
 LANGUAGE sql AS $$
 SELECT i.name, v.code, k.status

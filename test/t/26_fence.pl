@@ -96,7 +96,7 @@ $node->safe_psql(
 	SELECT apikey_delete('$id{deleted}');
 	UPDATE apikeys.keys SET enabled = false WHERE id = '$id{disabled}';
 	SELECT apikey_update('$id{narrowed}', '{"permissions": []}');
-	SELECT apikey_update('$id{expired}', '{"expires_at": "2020-01-01"}');
+	SELECT apikey_update('$id{expired}', jsonb_build_object('expires_at', now() - interval '1 hour'));
 	SELECT apikey_erase_user('eve');
 	SELECT apikey_user_update('mallory', '{"is_disabled": true}')));
 is(verify_times($node, 'postgres', $secret{counted}, 200), 200, 'more requests');
