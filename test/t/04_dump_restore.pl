@@ -185,7 +185,7 @@ $node->safe_psql('source', q(
 	CREATE ROLE writer;
 	GRANT USAGE ON SCHEMA apikeys TO writer;
 	GRANT ALL ON apikeys.users TO writer;
-	GRANT EXECUTE ON FUNCTION apikeys.uuidv7() TO writer));
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA apikeys TO writer));
 my $loading = 'SET check_function_bodies = off; SET row_security = off';
 my $users = "COPY apikeys.users (id, plan_id) FROM stdin;\nnew\tno such plan\n\\.\n";
 my $refused = qr/violates foreign key constraint "users_plan_id_fkey"/;
