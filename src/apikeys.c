@@ -211,7 +211,15 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	else if (!RecoveryInProgress() && IsTransactionState())
 		dboid = database_to_empty(stmt);
 
-	if (OidIsValid(dboid))
+	if (ak_loads_dump(stmt))
+	{
+		int			level = ak_load_dump();
+
+		next_utility(pstmt, query, read_only_tree, context, params, env, dest,
+					 qc);
+		AtEOXact_GUC(true, level);
+	}
+	else if (OidIsValid(dboid))
 		run_alone(dboid, pstmt, query, read_only_tree, context, params, env,
 				  dest, qc);
 	else

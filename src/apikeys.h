@@ -944,6 +944,11 @@ extern const char *ak_redact_utility(const PlannedStmt *statement,
 									 const char *text);
 extern void ak_activity_install(void);
 
+/* ----- load_dump.c ----- */
+
+extern bool ak_loads_dump(const Node *node);
+extern int	ak_load_dump(void);
+
 /* ----- triggers.c, keys.c ----- */
 
 extern bool ak_in_purge;

@@ -258,7 +258,8 @@ CREATE TABLE apikeys.limits (
         CONSTRAINT limits_key_id_fkey REFERENCES apikeys.keys (id),
     name text NOT NULL
         CONSTRAINT limits_name_check
-        CHECK (octet_length(name) BETWEEN 1 AND 63 AND name NOT IN ('quota', 'credits', 'request_id')),
+        CHECK (octet_length(name) >= 1 AND octet_length(name) <= 63
+               AND name NOT IN ('quota', 'credits', 'request_id')),
     amount bigint NOT NULL
         CONSTRAINT limits_amount_check CHECK (amount > 0),
     period interval NOT NULL

@@ -55,13 +55,15 @@ COMMENT ON TRIGGER before_write ON apikeys.limits IS 'Checks values and sets upd
 -- Keys carry a mark, so that those without limits need no look-up. The owner's
 -- row is always updated, so that two sessions that change the limits of one
 -- owner wait for each other, and one with an older snapshot fails (40001)
--- rather than count without the other's.
+-- rather than count without the other's. A restored row only locks it: the
+-- owner's own row is restored as it was.
 CREATE FUNCTION apikeys.limits_after_write() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     owner apikeys.limits := CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+    is_restored CONSTANT boolean := TG_OP = 'INSERT' AND owner.created_at <> now();
     others bigint;
 BEGIN
     IF owner.key_id IS NOT NULL THEN
@@ -71,10 +73,18 @@ BEGIN
             UPDATE apikeys.keys k SET has_limits = false WHERE k.id = owner.key_id;
         END IF;
     ELSIF owner.user_id IS NOT NULL THEN
-        UPDATE apikeys.users u SET updated_at = now() WHERE u.id = owner.user_id;
+        IF is_restored THEN
+            PERFORM FROM apikeys.users u WHERE u.id = owner.user_id FOR UPDATE;
+        ELSE
+            UPDATE apikeys.users u SET updated_at = now() WHERE u.id = owner.user_id;
+        END IF;
         SELECT count(*) INTO others FROM apikeys.limits l WHERE l.user_id = owner.user_id;
     ELSE
-        UPDATE apikeys.plans p SET updated_at = now() WHERE p.id = owner.plan_id;
+        IF is_restored THEN
+            PERFORM FROM apikeys.plans p WHERE p.id = owner.plan_id FOR UPDATE;
+        ELSE
+            UPDATE apikeys.plans p SET updated_at = now() WHERE p.id = owner.plan_id;
+        END IF;
         SELECT count(*) INTO others FROM apikeys.limits l WHERE l.plan_id = owner.plan_id;
     END IF;
     IF TG_OP = 'INSERT' AND others > 8 THEN

@@ -1,5 +1,5 @@
--- All that the catalogs say about the extension in this database, for
--- 24_upgrade.pl: a line each, "what it is about", a tab, "what is so". No OID,
+-- All that the catalogs say about the extension in this database, for the tests
+-- of updates, dumps and upgrades: a line each, "what it is about", a tab, "what is so". No OID,
 -- nothing that depends on the order in which objects were made, but for the
 -- order of columns. What the worker makes (dated partitions) is left out.
 --
@@ -153,7 +153,11 @@ WITH extension AS (
            ('privileges', pg_temp.privileges(a.attacl, 'c', c.relowner)),
            ('comment', col_description(c.oid, a.attnum))) f
     UNION ALL
-    SELECT format('constraint %I on %s', n.conname, coalesce(c.identity, t.identity)), f.*
+    -- From 18 on there are constraints for NOT NULL. What they are called depends
+    -- on how a partition came to be.
+    SELECT format('constraint %s on %s',
+                  CASE n.contype WHEN 'n' THEN pg_get_constraintdef(n.oid) ELSE quote_ident(n.conname) END,
+                  coalesce(c.identity, t.identity)), f.*
       FROM pg_constraint n
       LEFT JOIN relations c ON c.oid = n.conrelid
       LEFT JOIN types t ON t.oid = n.contypid,
