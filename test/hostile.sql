@@ -78,6 +78,7 @@ INSERT INTO test.samples VALUES
 
 CREATE FUNCTION test.value(function text, argument text, type oid) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_variable
 DECLARE
     value text;
 BEGIN
@@ -92,7 +93,6 @@ BEGIN
     RETURN value;
 END
 $$;
-ALTER FUNCTION test.value SET plpgsql.variable_conflict = 'use_variable';
 
 -- Three ways to call each function: plausible, with NULLs, with values that are odd.
 -- All arguments are given, and their types are said.

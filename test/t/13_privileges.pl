@@ -4,6 +4,10 @@
 # refused must have read and changed nothing. All is generated from the catalogs
 # (test/hostile.sql), so that a new function is covered by itself: nobody may
 # call it until it is named here.
+#
+# With APIKEYS_MATRIX=full, which --long sets, every combination is tried. Without,
+# roles that may call nothing meet one search_path less, and each role tries to
+# redefine every fifth function.
 
 use strict;
 use warnings FATAL => 'all';
@@ -15,6 +19,8 @@ use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+
+my $full = ($ENV{APIKEYS_MATRIX} // '') eq 'full';
 
 # The sets of apikey_grant, as doc/reference.md tells them.
 my @application = qw(apikey_current apikey_current_user apikey_current_key
@@ -142,7 +148,8 @@ foreach my $role (sort { verifies($a) <=> verifies($b) || $a cmp $b } keys %role
 {
 	my $r = $roles{$role};
 	my %may = map { $_ => 1 } @{ $r->{calls} // [] };
-	my @modes = ([ 'the usual search_path', '' ], [ 'traps', $trapped ], [ 'shadows', $shadowed ]);
+	my @modes = ([ 'the usual search_path', '' ], [ 'traps', $trapped ]);
+	push @modes, [ 'shadows', $shadowed ] if $full || %may;
 	push @modes, [ 'traps as replica', "$trapped SET session_replication_role = 'replica';" ] if $r->{replicates};
 
 	foreach my $mode (@modes)
@@ -472,8 +479,10 @@ sub definitions
 		'ALTER EXTENSION apikeys DROP TABLE apikeys.keys', 'ALTER EXTENSION apikeys ADD SCHEMA trap',
 		q(GRANT ALL ON SCHEMA apikeys TO PUBLIC), 'GRANT ALL ON ALL TABLES IN SCHEMA apikeys TO PUBLIC',
 		q(SET apikeys.redact_log = off), q(CREATE FUNCTION public.mine() RETURNS boolean LANGUAGE c AS '$libdir/apikeys', 'apikeys_in_purge'));
+	my $n = length $role;
 	foreach my $f (@functions)
 	{
+		next unless $full || $n++ % 5 == 0;
 		my ($oid, $schema, $name, $signature, $result) = @$f;
 		push @all, "ALTER FUNCTION $signature RESET ALL", "ALTER FUNCTION $signature OWNER TO $role",
 		  "GRANT EXECUTE ON FUNCTION $signature TO $role WITH GRANT OPTION", "DROP FUNCTION $signature",
