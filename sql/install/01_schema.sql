@@ -6,6 +6,11 @@
 
 \echo Use "CREATE EXTENSION apikeys CASCADE" to load this file. \quit
 
+-- This runs with the rights of who installs, and what it finds by name stays in
+-- views and constraints: only PostgreSQL's own functions, operators and types,
+-- not those that somebody has put into the target schema. All else is qualified.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 -- The first C function loads the library, which refuses to be loaded unless
 -- shared_preload_libraries names it: nothing is created without its meter.
 

@@ -106,10 +106,7 @@ COMMENT ON FUNCTION apikeys.count_roles() IS
 All of them, as apikey_role_list lists them.';
 REVOKE EXECUTE ON FUNCTION apikeys.count_roles() FROM PUBLIC;
 
--- Arguments are passed on by position: no name can be mistaken for another. This
--- runs code with the rights of who installs: nobody's functions or operators
--- but PostgreSQL's. (The fragments that follow qualify every name.)
-SET LOCAL search_path = pg_catalog, pg_temp;
+-- Arguments are passed on by position: no name can be mistaken for another.
 DO LANGUAGE plpgsql $make$
 DECLARE
     f record;
