@@ -58,6 +58,7 @@ typedef struct Row
 	int64		ceiling;
 	uint32		refilled;
 	uint8		changes;
+	bool		asked;			/* somebody has asked for it */
 } Row;
 
 typedef struct Batch
@@ -120,6 +121,7 @@ ak_flush_create(AkDatabase *db)
 		if (dirty)
 			track(flush, i);
 	}
+	db->ntracked = flush->ntracked;
 	return flush;
 }
 
@@ -191,6 +193,7 @@ plan_row(MeterEntry *entry, const Tracked *tracked, AkPass pass, Row *row)
 	row->ceiling = ceiling;
 	row->refilled = entry->refilled;
 	row->changes = entry->changes;
+	row->asked = entry->raise_asked;
 	return true;
 }
 
@@ -356,7 +359,11 @@ publish(const Batch *batch)
 			entry->raise_asked = false;
 		}
 		LWLockRelease(lock);
+		if (row->key.period == AK_REQUEST)
+			continue;
 		batch->db->usage_rows++;
+		if (row->asked)
+			batch->db->ceilings_raised++;
 	}
 	ConditionVariableBroadcast(&batch->db->changed);
 }
@@ -427,6 +434,7 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 			ok = write_batch(&batch, pass);
 	}
 	flush->ntracked = kept;
+	flush->db->ntracked = kept;
 	if (ok)
 		ok = write_batch(&batch, pass);
 	pfree(batch.rows);
