@@ -572,6 +572,8 @@ typedef struct MeterEntry
 	bool		dirty:1;		/* the worker has it, or it is on its way */
 	bool		recent:1;		/* used since the clock hand came by */
 	bool		raise_asked:1;	/* the worker was asked for a ceiling */
+	uint16		last_write:12;	/* the worker's pass that last wrote the row; 0:
+								 * none since it was read */
 	uint8		changes;
 	uint8		changes_written;
 } MeterEntry;
@@ -579,6 +581,8 @@ typedef struct MeterEntry
 StaticAssertDecl(sizeof(MeterEntry) == 96, "a count takes 96 bytes");
 
 #define AK_UNWRITTEN PG_INT64_MIN
+
+#define AK_LAST_WRITE_MAX 4095	/* then last_write begins anew, with 1 */
 
 typedef struct AkCount
 {

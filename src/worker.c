@@ -238,8 +238,8 @@ is_orphaned(void)
 /* ----- the main loop ----- */
 
 /*
- * Counts are looked at twice an interval, so that one that has gone idle is
- * found, and exact in apikeys.usage, within an interval and a half.
+ * Counts are looked at twice an interval, so that one whose row is due is exact
+ * in apikeys.usage within half an interval.
  */
 #define COUNTS_PER_INTERVAL 2
 
