@@ -176,6 +176,16 @@ typedef union AkLanePadded
 } AkLanePadded;
 
 /*
+ * The last transaction of a database's worker that failed, for monitoring.
+ */
+typedef struct AkFailure
+{
+	TimestampTz at;				/* 0: none yet */
+	int			sqlerrcode;
+	char		message[256];
+} AkFailure;
+
+/*
  * One database with one installation of the extension.  Guarded by the control
  * lock, except where it says otherwise.
  */
@@ -215,8 +225,20 @@ typedef struct AkDatabase
 	TimestampTz last_written;	/* latest clock in a row of apikeys.usage */
 	uint64		usage_rows;		/* written; statistics, the worker's own */
 	uint64		history_rows;
+	uint64		ceilings_raised;	/* rows written because somebody asked */
 	uint64		flush_failures;
+	AkFailure	last_failure;
 	int64		last_flush;		/* by ak_elapsed(); 0: none yet */
+
+	/*
+	 * For the lag, by ak_elapsed(), without a lock: what was there at that
+	 * moment is durable, or was not due; and since when a worker that had
+	 * nothing to do is called (0: it is not).  See health.c.
+	 */
+	int64		counts_flushed;
+	int64		history_flushed;
+	int64		called_at;
+	uint32		ntracked;		/* counts the worker looks after */
 	uint64		rollup_rows;	/* written; the worker's own, as all of these */
 	uint64		rollup_pending; /* counts in apikeys.rollup_journal */
 	pg_uuid_t	rollup_tidied;	/* the key that tidying has come to */
@@ -567,6 +589,8 @@ typedef struct MeterEntry
 	bool		dirty:1;		/* the worker has it, or it is on its way */
 	bool		recent:1;		/* used since the clock hand came by */
 	bool		raise_asked:1;	/* the worker was asked for a ceiling */
+	uint16		last_write:12;	/* the worker's pass that last wrote the row; 0:
+								 * none since it was read */
 	uint8		changes;
 	uint8		changes_written;
 } MeterEntry;
@@ -574,6 +598,8 @@ typedef struct MeterEntry
 StaticAssertDecl(sizeof(MeterEntry) == 96, "a count takes 96 bytes");
 
 #define AK_UNWRITTEN PG_INT64_MIN
+
+#define AK_LAST_WRITE_MAX 4095	/* then last_write begins anew, with 1 */
 
 typedef struct AkCount
 {
@@ -891,6 +917,12 @@ extern void ak_wait_begin(AkWait *wait, AkDatabase *db, int timeout_ms);
 extern bool ak_wait_once(AkWait *wait);
 extern void ak_wait_end(AkWait *wait);
 ak_noreturn extern void ak_wait_failed(AkWait *wait);
+
+/* ----- health.c ----- */
+
+extern int64 ak_counts_lag(AkDatabase *db);
+extern int64 ak_history_lag(AkDatabase *db);
+extern void ak_failure_note(AkDatabase *db);
 
 /* ----- launcher.c, worker.c ----- */
 

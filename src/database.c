@@ -245,6 +245,8 @@ void
 ak_nudge(AkDatabase *db)
 {
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	if (db->called_at == 0)
+		db->called_at = ak_elapsed();
 	if (db->worker != NULL)
 		SetLatch(&db->worker->procLatch);
 	else

@@ -3,9 +3,10 @@
  * flush.c
  *	  Make counts and history durable.  Runs in a database's worker.
  *
- * A row of apikeys.usage is written when its ceiling has to move, when its
- * subject has gone idle, on first use, and every tenth interval while it is
- * busy (a pass is half an interval); not at every flush, which would bloat the table.
+ * A row of apikeys.usage is written when somebody asks for a higher ceiling, on
+ * first use, and else once in ten intervals at most, however often its subject
+ * is used meanwhile: each write leaves a dead version of the row behind, and an
+ * old snapshot keeps them all.
  *
  * A ceiling in memory is lowered before the row is written and raised after
  * the commit, so that what is admitted is durable at any moment.  The
@@ -29,20 +30,24 @@
 /* Rows of one transaction. */
 #define BATCH 2000
 
-/* A busy subject's row is written at least this often, in passes. */
-#define BUSY_PASSES 20
+/*
+ * A row that nobody asks for is written this long after its last write, in
+ * passes (half an interval each).
+ */
+#define QUIET_PASSES 20
 
 /* A count that the worker looks after until it is clean. */
 typedef struct Tracked
 {
 	uint32		entry;
 	int64		seen;			/* charged at the last pass; -1: not yet */
-	int			passes;			/* since the last write */
 } Tracked;
 
 struct AkFlush
 {
 	AkDatabase *db;
+	uint32		pass;			/* number of the pass, for last_write; never 0 */
+	bool		is_crowded;		/* idle entries shall become clean at once */
 	Tracked    *tracked;
 	int			ntracked;
 	int			capacity;
@@ -58,11 +63,13 @@ typedef struct Row
 	int64		ceiling;
 	uint32		refilled;
 	uint8		changes;
+	bool		asked;			/* somebody has asked for it */
 } Row;
 
 typedef struct Batch
 {
 	AkDatabase *db;
+	uint32		pass;
 	Row		   *rows;
 	int			n;
 } Batch;
@@ -92,6 +99,7 @@ ak_flush_create(AkDatabase *db)
 	AkFlush    *flush = MemoryContextAllocZero(TopMemoryContext, sizeof(AkFlush));
 
 	flush->db = db;
+	flush->pass = 1;
 	flush->capacity = 64;
 	flush->tracked = MemoryContextAlloc(TopMemoryContext,
 										flush->capacity * sizeof(Tracked));
@@ -120,6 +128,7 @@ ak_flush_create(AkDatabase *db)
 		if (dirty)
 			track(flush, i);
 	}
+	db->ntracked = flush->ntracked;
 	return flush;
 }
 
@@ -145,14 +154,48 @@ raised_ceiling(const MeterEntry *entry)
 			   Max(entry->limit, entry->charged));
 }
 
+typedef enum Due
+{
+	DUE_NOTHING,				/* the row says it all */
+	DUE_LATER,
+	DUE_NOW
+} Due;
+
 /*
- * Decide what to write about an entry.  False: nothing.  The caller holds its
- * partition.
+ * Whether the row of an entry that nobody waits for may be left as it is for
+ * now: until ten intervals after its last write.  (AK_LAST_WRITE_MAX passes
+ * after that it seems to have just been written; then it waits once more.)  The
+ * caller holds the entry's partition.
  */
 static bool
-plan_row(MeterEntry *entry, const Tracked *tracked, AkPass pass, Row *row)
+may_wait(const AkFlush *flush, const MeterEntry *entry, const Tracked *tracked)
 {
-	bool		is_busy = tracked->seen >= 0 && entry->charged != tracked->seen;
+	uint32		age = (flush->pass + AK_LAST_WRITE_MAX - entry->last_write) %
+		AK_LAST_WRITE_MAX;
+
+	if (entry->last_write == 0 || entry->written == AK_UNWRITTEN ||
+		entry->changes != entry->changes_written)
+		return false;
+	if (flush->is_crowded && entry->charged == tracked->seen)
+		return false;
+	return age < QUIET_PASSES;
+}
+
+/* Whether an entry's row is as it would be written. */
+static bool
+has_row(const MeterEntry *entry, int64 ceiling)
+{
+	return entry->charged == entry->written && ceiling == entry->ceiling &&
+		entry->changes == entry->changes_written;
+}
+
+/*
+ * Decide what to write about an entry.  The caller holds its partition.
+ */
+static Due
+plan_row(const AkFlush *flush, MeterEntry *entry, const Tracked *tracked,
+		 AkPass pass, Row *row)
+{
 	int64		ceiling;
 
 	if (entry->key.period == AK_REQUEST)
@@ -161,26 +204,34 @@ plan_row(MeterEntry *entry, const Tracked *tracked, AkPass pass, Row *row)
 		row->key = entry->key;
 		row->charged = entry->charged;
 		row->changes = entry->changes;
-		return entry->charged != entry->written && pass != AK_PASS_URGENT;
+		if (entry->charged == entry->written)
+			return DUE_NOTHING;
+		return pass == AK_PASS_URGENT ? DUE_LATER : DUE_NOW;
 	}
 	if (pass == AK_PASS_CLOSING)
 		ceiling = entry->charged;
 	else if (entry->raise_asked)
 		ceiling = raised_ceiling(entry);
-	else if (pass == AK_PASS_URGENT ||
-			 (is_busy && tracked->passes < BUSY_PASSES))
-		return false;
+	else if (pass == AK_PASS_URGENT)
+		return DUE_LATER;
 	else
 		ceiling = entry->charged + ak_meter_headroom(&entry->key, entry->limit);
 
+	if (has_row(entry, ceiling))
+	{
+		bool		asked = entry->raise_asked;
+
+		/* A ceiling that was asked for is to be lowered again. */
+		entry->wanted = 0;
+		entry->raise_asked = false;
+		return asked && pass != AK_PASS_CLOSING ? DUE_LATER : DUE_NOTHING;
+	}
+	if (pass == AK_PASS_INTERVAL && !entry->raise_asked &&
+		may_wait(flush, entry, tracked))
+		return DUE_LATER;
+
 	/* Who still wants more after this will say so again. */
 	entry->wanted = 0;
-	if (entry->charged == entry->written && ceiling == entry->ceiling &&
-		entry->changes == entry->changes_written)
-	{
-		entry->raise_asked = false;
-		return false;
-	}
 
 	/* Lower at once, raise after the commit. */
 	entry->ceiling = Min(entry->ceiling, ceiling);
@@ -191,7 +242,8 @@ plan_row(MeterEntry *entry, const Tracked *tracked, AkPass pass, Row *row)
 	row->ceiling = ceiling;
 	row->refilled = entry->refilled;
 	row->changes = entry->changes;
-	return true;
+	row->asked = entry->raise_asked;
+	return DUE_NOW;
 }
 
 static ArrayType *
@@ -354,13 +406,18 @@ publish(const Batch *batch)
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		entry->written = row->charged;
 		entry->changes_written = row->changes;
+		entry->last_write = batch->pass;
 		if (entry->changes == row->changes && row->key.period != AK_REQUEST)
 		{
 			entry->ceiling = row->ceiling;
 			entry->raise_asked = false;
 		}
 		LWLockRelease(lock);
+		if (row->key.period == AK_REQUEST)
+			continue;
 		batch->db->usage_rows++;
+		if (row->asked)
+			batch->db->ceilings_raised++;
 	}
 	ConditionVariableBroadcast(&batch->db->changed);
 }
@@ -384,6 +441,21 @@ write_batch(Batch *batch, AkPass pass)
 }
 
 /*
+ * Whether the workers look after so many counts that others may not find room:
+ * what they look after is not evicted.
+ */
+static bool
+is_crowded(const AkFlush *flush)
+{
+	uint64		n = flush->ntracked;
+
+	for (int i = 0; i < ak_max_databases; i++)
+		if (&ak_shared->databases[i] != flush->db)
+			n += ak_shared->databases[i].ntracked;
+	return n > ak_max_tracked_keys / 2;
+}
+
+/*
  * Pass over the counts and write what is due.  False if a write has failed:
  * nothing is lost, it is tried again at the next pass.
  */
@@ -397,6 +469,10 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 	flush->db->urgent = false;
 	pg_memory_barrier();
 	track_new(flush);
+	if (pass == AK_PASS_INTERVAL)
+		flush->pass = flush->pass % AK_LAST_WRITE_MAX + 1;
+	flush->is_crowded = is_crowded(flush);
+	batch.pass = flush->pass;
 	batch.rows = palloc(BATCH * sizeof(Row));
 	for (int i = 0; i < flush->ntracked; i++)
 	{
@@ -405,32 +481,24 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 
 		/* An entry keeps its key while it is dirty. */
 		LWLock	   *lock = ak_partition_lock(&entry->key);
-		bool		write;
-		bool		clean;
+		Due			due = DUE_LATER;
 
 		LWLockAcquire(lock, LW_EXCLUSIVE);
-		write = ok && plan_row(entry, &tracked, pass, &batch.rows[batch.n]);
-
-		/* Settled, and not merely passed over as busy. */
-		clean = !write && pass != AK_PASS_URGENT &&
-			entry->charged == tracked.seen &&
-			entry->charged == entry->written && !entry->raise_asked &&
-			entry->changes == entry->changes_written;
-		if (clean)
+		if (ok)
+			due = plan_row(flush, entry, &tracked, pass, &batch.rows[batch.n]);
+		if (due == DUE_NOTHING)
 			entry->dirty = false;
 		if (pass != AK_PASS_URGENT)
-		{
 			tracked.seen = entry->charged;
-			tracked.passes = write ? 0 : tracked.passes + 1;
-		}
 		LWLockRelease(lock);
 
-		if (!clean)
+		if (due != DUE_NOTHING)
 			flush->tracked[kept++] = tracked;
-		if (write && ++batch.n == BATCH)
+		if (due == DUE_NOW && ++batch.n == BATCH)
 			ok = write_batch(&batch, pass);
 	}
 	flush->ntracked = kept;
+	flush->db->ntracked = kept;
 	if (ok)
 		ok = write_batch(&batch, pass);
 	pfree(batch.rows);

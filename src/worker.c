@@ -113,14 +113,14 @@ ak_worker_transaction(AkTransaction body, void *arg)
 		HOLD_INTERRUPTS();
 		EmitErrorReport();
 		AbortCurrentTransaction();
+		if (my_db != NULL)
+			ak_failure_note(my_db);
 		FlushErrorState();
 		RESUME_INTERRUPTS();
 		ok = false;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
-	if (!ok && my_db != NULL)
-		my_db->flush_failures++;
 	pgstat_report_stat(false);
 	return ok;
 }
@@ -259,8 +259,8 @@ is_orphaned(void)
 /* ----- the main loop ----- */
 
 /*
- * Counts are looked at twice an interval, so that one that has gone idle is
- * found, and exact in apikeys.usage, within an interval and a half.
+ * Counts are looked at twice an interval, so that one whose row is due is exact
+ * in apikeys.usage within half an interval.
  */
 #define COUNTS_PER_INTERVAL 2
 
@@ -303,13 +303,19 @@ hasten(Schedule *schedule, int64 now)
 static void
 flush_counts_due(AkFlush *flush, Schedule *schedule, int64 now)
 {
+	int64		begin = ak_elapsed();
+	bool		flushed = true;
+
 	if (has_work(flush))
 	{
 		pgstat_report_activity(STATE_RUNNING, "flushing counts");
-		(void) ak_flush_counts(flush, AK_PASS_INTERVAL);
-		my_db->last_flush = ak_elapsed();
+		flushed = ak_flush_counts(flush, AK_PASS_INTERVAL);
+		if (flushed)
+			my_db->last_flush = ak_elapsed();
 		schedule->last_work = now;
 	}
+	if (flushed)
+		my_db->counts_flushed = begin;
 	schedule->next_counts = now +
 		ak_flush_interval * INT64CONST(1000) / COUNTS_PER_INTERVAL;
 }
@@ -318,6 +324,7 @@ flush_counts_due(AkFlush *flush, Schedule *schedule, int64 now)
 static bool
 flush_history_due(Schedule *schedule, int64 now)
 {
+	int64		begin = ak_elapsed();
 	bool		flushed = true;
 
 	if (!ak_history_is_empty(my_db))
@@ -329,6 +336,8 @@ flush_history_due(Schedule *schedule, int64 now)
 		else
 			my_db->stalled = true;
 	}
+	if (flushed)
+		my_db->history_flushed = begin;
 	schedule->next_history = now + ak_flush_interval * INT64CONST(1000);
 	return flushed;
 }
@@ -351,6 +360,19 @@ sweep_due(Schedule *schedule, int64 now)
 }
 
 /*
+ * There was nothing to do, so whatever there is now is no older than the call.
+ */
+static void
+forget_sleep(void)
+{
+	int64		since = my_db->called_at != 0 ? my_db->called_at : ak_elapsed();
+
+	my_db->counts_flushed = since;
+	my_db->history_flushed = since;
+	pg_memory_barrier();
+}
+
+/*
  * Sleep until the next interval, or until something is to be done.  A worker
  * with nothing to flush first says that it sleeps, then looks once more: who
  * adds work after that wakes it (ak_nudge_if_asleep).
@@ -360,21 +382,26 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 {
 	static uint32 wait_event = 0;
 	int64		until = schedule->next_counts;
+	bool		asleep;
 
 	if (wait_event == 0)
 		wait_event = ak_wait_event("ApikeysWorkerMain");
+	my_db->called_at = 0;
 	my_db->worker_awake = false;
 	pg_memory_barrier();
-	if (has_work(flush) || pg_atomic_read_u32(&my_db->reserved) > 0)
-		my_db->worker_awake = true;
-	else
+	asleep = !has_work(flush) && pg_atomic_read_u32(&my_db->reserved) == 0;
+	if (asleep)
 		until = Min(schedule->next_sweep, idle_at(schedule));
+	else
+		my_db->worker_awake = true;
 	until = Min(until, ak_rollup_due(my_db));
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 ak_ms_until(until), wait_event);
 	ResetLatch(MyLatch);
+	if (asleep)
+		forget_sleep();
 	my_db->worker_awake = true;
 }
 
@@ -393,6 +420,9 @@ serve(AkFlush *flush)
 		.last_work = now
 	};
 
+	/* A worker before this one may have left something. */
+	if (!has_work(flush) || my_db->counts_flushed == 0)
+		my_db->counts_flushed = my_db->history_flushed = now;
 	my_db->worker_awake = true;
 	for (;;)
 	{

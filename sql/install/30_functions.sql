@@ -205,6 +205,19 @@ AS 'MODULE_PATHNAME', 'apikeys_statistics';
 COMMENT ON FUNCTION apikeys.statistics() IS
 'Statistics of this database since the server''s start.';
 
+CREATE FUNCTION apikeys.worker(
+    OUT pid int,
+    OUT last_flush_at timestamptz,
+    OUT last_failure_at timestamptz,
+    OUT last_failure_code text,
+    OUT last_failure_message text
+) RETURNS record
+LANGUAGE c VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'apikeys_worker';
+COMMENT ON FUNCTION apikeys.worker() IS
+'The worker of this database, and what last went wrong.
+All that is not known since the server''s start is NULL; pid is NULL while no worker is attached.';
+
 CREATE FUNCTION apikeys.period_start(period text, anchor timestamptz, at timestamptz) RETURNS timestamptz
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'apikeys_period_start';
@@ -236,6 +249,7 @@ REVOKE EXECUTE ON FUNCTION
     apikeys.meter(),
     apikeys.count_of(uuid, text, text, timestamptz, bigint),
     apikeys.statistics(),
+    apikeys.worker(),
     apikeys.period_start(text, timestamptz, timestamptz),
     apikeys.period_end(text, timestamptz, timestamptz)
 FROM PUBLIC;

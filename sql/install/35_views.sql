@@ -34,3 +34,59 @@ COMMENT ON VIEW apikeys.live_usage IS 'Usage of every key or user by period, rea
 CREATE VIEW apikeys.stats AS
 SELECT s.name, s.value, s.description FROM apikeys.statistics() s;
 COMMENT ON VIEW apikeys.stats IS 'Statistics of this database since the server''s start';
+
+CREATE VIEW apikeys.health AS
+SELECT w.pid AS worker_pid,
+       a.query AS worker_activity,
+       a.wait_event AS worker_wait_event,
+       s.meter_open = 1 AS meter_open,
+       make_interval(secs => s.flush_lag_ms / 1000.0) AS flush_lag,
+       w.last_flush_at,
+       s.flush_failures,
+       w.last_failure_at,
+       w.last_failure_code,
+       w.last_failure_message,
+       s.history_dropped,
+       (s.history_chunks - s.history_chunks_free) * 8192 AS history_used,
+       s.history_chunks * 8192 AS history_capacity,
+       s.meter_used,
+       s.meter_capacity,
+       s.evictions,
+       s.reservations_used,
+       s.reservations_capacity,
+       s.outcomes
+  FROM (SELECT jsonb_object_agg(i.name, i.value) FILTER (WHERE i.name ~ '^[A-Z_]+$') AS outcomes,
+               max(i.value) FILTER (WHERE i.name = 'meter_open') AS meter_open,
+               max(i.value) FILTER (WHERE i.name = 'flush_lag_ms') AS flush_lag_ms,
+               max(i.value) FILTER (WHERE i.name = 'flush_failures') AS flush_failures,
+               max(i.value) FILTER (WHERE i.name = 'history_dropped') AS history_dropped,
+               max(i.value) FILTER (WHERE i.name = 'history_chunks') AS history_chunks,
+               max(i.value) FILTER (WHERE i.name = 'history_chunks_free') AS history_chunks_free,
+               max(i.value) FILTER (WHERE i.name = 'meter_used') AS meter_used,
+               max(i.value) FILTER (WHERE i.name = 'meter_capacity') AS meter_capacity,
+               max(i.value) FILTER (WHERE i.name = 'evictions') AS evictions,
+               max(i.value) FILTER (WHERE i.name = 'reservations_used') AS reservations_used,
+               max(i.value) FILTER (WHERE i.name = 'reservations_capacity') AS reservations_capacity
+          FROM apikeys.statistics() i) s
+ CROSS JOIN apikeys.worker() w
+  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = w.pid;
+COMMENT ON VIEW apikeys.health IS 'How this database''s worker and the shared memory are doing, in one row';
+COMMENT ON COLUMN apikeys.health.worker_pid IS 'Process id of the worker; NULL: none is attached, as is normal while nobody verifies';
+COMMENT ON COLUMN apikeys.health.worker_activity IS 'What it does, or did last';
+COMMENT ON COLUMN apikeys.health.worker_wait_event IS 'What it waits for, as in pg_stat_activity';
+COMMENT ON COLUMN apikeys.health.meter_open IS 'Whether verifications are admitted without waiting for a worker';
+COMMENT ON COLUMN apikeys.health.flush_lag IS 'Age of the oldest change that is due and not durable';
+COMMENT ON COLUMN apikeys.health.last_flush_at IS 'The last flush of counts that had something to write';
+COMMENT ON COLUMN apikeys.health.flush_failures IS 'Transactions of the worker that failed and are tried again, since the server''s start';
+COMMENT ON COLUMN apikeys.health.last_failure_at IS 'When the last of them failed; NULL: none, as are the next two';
+COMMENT ON COLUMN apikeys.health.last_failure_code IS 'Its SQLSTATE';
+COMMENT ON COLUMN apikeys.health.last_failure_message IS 'Its message, cut at 255 bytes; the rest is in the server log';
+COMMENT ON COLUMN apikeys.health.history_dropped IS 'Records lost because the history buffer was full, since the server''s start';
+COMMENT ON COLUMN apikeys.health.history_used IS 'Bytes of the history buffer in use, all databases; each that verifies keeps up to 64 kB';
+COMMENT ON COLUMN apikeys.health.history_capacity IS 'Bytes of the history buffer';
+COMMENT ON COLUMN apikeys.health.meter_used IS 'Counts and rates that the meter holds, all databases';
+COMMENT ON COLUMN apikeys.health.meter_capacity IS 'Counts and rates that the meter can hold';
+COMMENT ON COLUMN apikeys.health.evictions IS 'Counts and rates evicted from the meter, all databases, since the server''s start';
+COMMENT ON COLUMN apikeys.health.reservations_used IS 'Reservations that are held, all databases';
+COMMENT ON COLUMN apikeys.health.reservations_capacity IS 'Reservations that can be held at once';
+COMMENT ON COLUMN apikeys.health.outcomes IS 'Verifications by outcome, since the server''s start';

@@ -214,15 +214,16 @@ DECLARE
     is_old boolean := coalesce(accepted LIKE '%text/plain%' AND accepted NOT LIKE '%openmetrics-text%', false);
     suffix text := CASE WHEN is_old THEN '_total' ELSE '' END;
     counters CONSTANT text[] := '{history_rows, history_dropped, history_unrecorded,
-        usage_rows_written, rollup_rows_written, reservations_settled,
+        usage_rows_written, ceilings_raised, rollup_rows_written, reservations_settled,
         reservations_released, charge_waits, evictions, flush_failures}';
     answer text;
 BEGIN
     WITH stats AS (
-        SELECT s.name ~ '^[A-Z_]+$' AS is_outcome, s.name, s.value,
+        SELECT s.name ~ '^[A-Z_]+$' AS is_outcome, s.name,
+               CASE WHEN s.name LIKE '%\_ms' THEN round(s.value / 1000.0, 3) ELSE s.value END AS value,
                'apikeys_' || CASE s.name
                    WHEN 'seconds_since_flush' THEN 'flush_age_seconds'
-                   ELSE s.name END AS metric,
+                   ELSE regexp_replace(s.name, '_ms$', '_seconds') END AS metric,
                upper(left(s.description, 1)) || substr(s.description, 2) || '.' AS help,
                s.name = ANY (counters) AS is_counter
           FROM apikeys.statistics() s

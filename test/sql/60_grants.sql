@@ -93,6 +93,7 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT apikeys.usage_series(NULL, ''day'', NULL, NULL)'),
     ('SELECT * FROM apikeys.live_usage'),
     ('SELECT * FROM apikeys.stats'),
+    ('SELECT * FROM apikeys.health'),
     ('SELECT * FROM apikeys.incarnations'),
     ('SELECT * FROM apikeys.ledger'),
     ('INSERT INTO apikeys.ledger SELECT * FROM apikeys.ledger'),

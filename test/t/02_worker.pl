@@ -84,6 +84,8 @@ is( $node->safe_psql(
 
 # ----- Counts -----
 
+$node->append_conf('postgresql.conf', q(apikeys.flush_interval = '200ms'));
+$node->reload;
 my $row = qq(
 	SELECT current_usage, charged FROM apikeys.usage WHERE subject_id = '$id');
 ok($node->poll_query_until('postgres', $row, '51|51'),

@@ -302,6 +302,11 @@ set_clock(-$day);
 ok(start_with_clock(), 'the server starts yesterday');
 is(verify_times($node, 'postgres', $quota, 10), 5, 'yesterday has its quota, once');
 flushes('yesterday');
+ok( $node->poll_query_until(
+		'postgres', q(
+		SELECT min(current_usage) = 5 FROM apikeys.usage u JOIN apikeys.users s USING (subject_id)
+		 WHERE s.id = 'quota')),
+	'and so is the count');
 set_clock(0);
 is(verify_times($node, 'postgres', $quota, 10), 0, 'today is used up');
 set_clock($day);

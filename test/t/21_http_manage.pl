@@ -203,6 +203,7 @@ $answer = get(200, 'apikey_metrics');
 is($answer->{headers}{'content-type'},
 	'application/openmetrics-text; version=1.0.0; charset=utf-8', 'OpenMetrics');
 like($answer->{body}, qr/^apikeys_verifications_total\{outcome="VALID"\} 3$/m, 'a counter');
+like($answer->{body}, qr/^apikeys_flush_lag_seconds \d+(\.\d+)?$/m, 'a gauge, in seconds');
 like($answer->{body}, qr/^# EOF\n\z/m, 'the end');
 $answer = ask("$url/rpc/apikey_metrics", '-H', 'Accept: text/plain');
 is($answer->{headers}{'content-type'}, 'text/plain; version=0.0.4; charset=utf-8', 'the older format');
