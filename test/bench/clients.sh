@@ -54,30 +54,39 @@ make_zipf() {
 }
 
 part_clients() {
+    select_one='(a) SELECT 1, /s'
+    select_text='(b) SELECT by primary key, /s'
+    by_hand='(c) by hand, 10,000 keys, /s'
+    by_hand_hot='(c) by hand, one key, /s'
+    redis_name='(d) Redis, 10,000 keys, /s'
+    verify='(e) apikey_verify, 10,000 keys, /s'
+    verify_zipf="(e) apikey_verify, Zipf over $rows keys, /s"
+    verify_hot='(e) apikey_verify, one key, /s'
+    verify_no_history='(e) apikey_verify, 10,000 keys, history off, /s'
     make_zipf
     redis_start
     n=1
     while [ $n -le $rounds ]; do
         printf '%s' "Round $n of $rounds, per second:" >&2
-        round a run_select_one
-        round b run_select_text
-        round c run_by_hand warm
-        round 'c hot' run_by_hand hot
-        round d run_redis
-        round e run_verify warm
-        round 'e zipf' run_verify_zipf
-        round 'e hot' run_verify hot
-        round 'e no history' run_verify_no_history
+        round "$select_one" run_select_one
+        round "$select_text" run_select_text
+        round "$by_hand" run_by_hand warm
+        round "$by_hand_hot" run_by_hand hot
+        round "$redis_name" run_redis
+        round "$verify" run_verify warm
+        round "$verify_zipf" run_verify_zipf
+        round "$verify_hot" run_verify hot
+        round "$verify_no_history" run_verify_no_history
         note
         n=$((n + 1))
     done
     redis_stop
 
-    bar 1 'verify, 10,000 warm keys ÷ (b)' '>= 0.9' "$(ratio e b)"
-    bar 1 'the same, history off' '>= 1.0' "$(ratio 'e no history' b)"
-    bar 2 'verify ÷ (d)' '>= 1.5' "$(ratio e d)"
-    bar 3 'verify ÷ (c)' '>= 10' "$(ratio e c)"
-    bar 3 'verify, one hot key ÷ (c), one hot key' '>= 25' "$(ratio 'e hot' 'c hot')"
-    bar 4 'verify, one hot key ÷ 10,000 warm keys' '>= 0.9' "$(ratio 'e hot' e)"
-    bar 5 "verify, Zipf over $rows keys ÷ (b)" '>= 0.8' "$(ratio 'e zipf' b)"
+    bar 1 'verify, 10,000 warm keys ÷ (b)' '>= 0.9' "$(ratio "$verify" "$select_text")"
+    bar 1 'the same, history off' '>= 1.0' "$(ratio "$verify_no_history" "$select_text")"
+    bar 2 'verify ÷ (d)' '>= 1.5' "$(ratio "$verify" "$redis_name")"
+    bar 3 'verify ÷ (c)' '>= 10' "$(ratio "$verify" "$by_hand")"
+    bar 3 'verify, one hot key ÷ (c), one hot key' '>= 25' "$(ratio "$verify_hot" "$by_hand_hot")"
+    bar 4 'verify, one hot key ÷ 10,000 warm keys' '>= 0.9' "$(ratio "$verify_hot" "$verify")"
+    bar 5 "verify, Zipf over $rows keys ÷ (b)" '>= 0.8' "$(ratio "$verify_zipf" "$select_text")"
 }

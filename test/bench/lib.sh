@@ -6,6 +6,7 @@
 
 clients=8
 threads=2
+logged= # options of pgbench, to log each transaction
 
 sql() { # database, psql's arguments
     on=$1
@@ -67,8 +68,9 @@ bar() { # number, what, bar, measured, unit
 pgbench_run() { # database, pgbench's arguments
     on=$1
     shift
+    # shellcheck disable=SC2086
     if ! timeout $((warm + seconds + 120)) pgbench -n -M prepared -c $clients -j $threads \
-        -T $((warm + seconds)) -P 1 -D rows=$rows -D started=0 "$@" "$on" \
+        -T $((warm + seconds)) -P 1 -D rows=$rows -D started=0 $logged "$@" "$on" \
         >"$work/out" 2>"$work/err"; then
         why=$(grep -v '^progress:' "$work/err" | head -n 3)
         return 1
