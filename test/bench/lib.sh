@@ -94,14 +94,16 @@ verified() { # database
     sql "$1" -F ' ' -c 'SELECT * FROM bench.verified'
 }
 
-# Waits until all of it is in the tables.
+# Waits until all of it is in the tables, or nothing has come for ten seconds.
 settle() { # database, usage, history
-    settled=0
-    while [ $settled -lt 300 ]; do
-        # shellcheck disable=SC2046
-        set -- "$1" "$2" "$3" $(sql "$1" -F ' ' -c 'SELECT usage, history FROM bench.verified')
-        [ "$4" -lt "$2" ] || [ "$5" -lt "$3" ] || return 0
-        settled=$((settled + 1))
+    still=0
+    seen=
+    while [ $still -lt 50 ]; do
+        now=$(sql "$1" -F ' ' -c 'SELECT usage, history FROM bench.verified')
+        [ "${now% *}" -lt "$2" ] || [ "${now#* }" -lt "$3" ] || return 0
+        still=$((still + 1))
+        [ "$now" = "$seen" ] || still=0
+        seen=$now
         sleep 0.2
     done
 }
