@@ -1,168 +1,74 @@
--- Two ways to verify the same secrets: the extension, and the function that
--- people write by hand. Variables: keys, rows.
+-- The keys of the benchmark, and a table of texts to look up. Variables:
+--   rows   how many keys and texts
+--   warm   how many of the keys are used warm, spread evenly over the table
+--   all    whether the others are in chains too
+--
+-- Keys are in chains: the name of each is the secret of the next one. So the
+-- answer to a verification brings the key of the next, chosen at random
+-- beforehand, and the statement gets it as a bound parameter, while nobody
+-- looks a secret up. Chain "warm" goes through the warm keys, "hot" is one key
+-- whose name is its own secret. The other keys are ranked at random, and are in
+-- chains "zipf N": one chain a rank up to 8, then a chain for each next half as
+-- many again.
 
 \set ON_ERROR_STOP on
 SET client_min_messages = warning;
+SET synchronous_commit = off;
 CREATE EXTENSION apikeys CASCADE;
+\ir secrets.sql
 
-SELECT FROM apikey_plan_create('Bench', 1000000000, 'month', plan_id => 'bench');
+CREATE UNLOGGED TABLE bench.keys AS
+WITH families AS (
+    SELECT s.n, s.secret, hashint8extended(s.n, 42) AS shuffled,
+           CASE WHEN s.n % (:rows / :warm) = 0 THEN 'warm'
+                WHEN s.n = 1 THEN 'hot' ELSE 'zipf' END AS family
+      FROM bench.secrets s
+     WHERE s.n BETWEEN 1 AND :rows
+       AND (:'all' OR s.n % (:rows / :warm) = 0 OR s.n = 1)
+), ranked AS (
+    SELECT f.*, row_number() OVER (PARTITION BY f.family ORDER BY f.shuffled) AS rank
+      FROM families f
+), chained AS (
+    SELECT r.*, CASE WHEN r.family <> 'zipf' THEN r.family
+                     WHEN r.rank <= 8 THEN 'zipf ' || r.rank
+                     ELSE 'zipf ' || 8 + ceil(ln(r.rank / 8.0) / ln(1.5)) END AS chain
+      FROM ranked r
+)
+SELECT c.n, c.chain, c.rank, c.secret,
+       coalesce(lead(c.secret) OVER following, first_value(c.secret) OVER following) AS next
+  FROM chained c
+WINDOW following AS (PARTITION BY c.chain ORDER BY c.rank);
 
-CREATE SCHEMA bench;
-CREATE TABLE bench.secrets (n int PRIMARY KEY, secret text NOT NULL);
-INSERT INTO bench.secrets
-SELECT n, k.api_key
-  FROM generate_series(1, :keys) n,
-       LATERAL apikey_create('key ' || n, 'user ' || n, 'bench') k;
+-- Where each of 8 clients begins in each chain.
+CREATE TABLE bench.starts AS
+SELECT k.chain, client, k.keys[ceil(random() * cardinality(k.keys))] AS key
+  FROM (SELECT chain, array_agg(secret) AS keys FROM bench.keys GROUP BY chain) k,
+       generate_series(0, 7) client;
 
--- A row that is looked up by its primary key, to compare with.
-CREATE TABLE bench.texts (n int PRIMARY KEY, text text NOT NULL);
+-- How often a chain is drawn, by Zipf's law with exponent 1.05.
+CREATE TABLE bench.zipf AS
+SELECT chain, greatest(1, round(10000000 * sum(rank ^ -1.05)
+                   / sum(sum(rank ^ -1.05)) OVER ()))::bigint AS weight
+  FROM bench.keys WHERE chain LIKE 'zipf %' GROUP BY chain;
+
+CREATE TABLE bench.texts (n bigint PRIMARY KEY, text text NOT NULL);
 INSERT INTO bench.texts
 SELECT n, md5(n::text) || md5((-n)::text) FROM generate_series(1, :rows) n;
 
--- By hand: a table each for plans, keys, counters and history.
-CREATE SCHEMA byhand;
+-- A quota and a rate that never refuse.
+SELECT FROM apikey_plan_create('Bench', 1000000000, 'month', plan_id => 'bench');
+SELECT FROM apikey_limit_set('burst', 1000000, '1 second', plan_id => 'bench');
+INSERT INTO apikeys.apis (id) VALUES ('default');
 
-CREATE TABLE byhand.plans (
-    id text PRIMARY KEY,
-    name text NOT NULL,
-    max_requests bigint,
-    request_period text NOT NULL
-);
-INSERT INTO byhand.plans VALUES ('bench', 'Bench', 1000000000, 'month');
+CREATE TABLE bench.made AS SELECT clock_timestamp() AS at;
 
-CREATE TABLE byhand.keys (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-    digest bytea NOT NULL UNIQUE,
-    name text NOT NULL,
-    user_id text,
-    plan_id text REFERENCES byhand.plans,
-    enabled boolean NOT NULL DEFAULT true,
-    expires_at timestamptz,
-    metadata jsonb NOT NULL DEFAULT '{}'
-);
-INSERT INTO byhand.keys (digest, name, user_id, plan_id)
-SELECT digest(secret, 'sha256'), 'key ' || n, 'user ' || n, 'bench'
-  FROM bench.secrets;
-
-CREATE TABLE byhand.usage (
-    key_id uuid NOT NULL REFERENCES byhand.keys,
-    period_start timestamptz NOT NULL,
-    requests bigint NOT NULL,
-    PRIMARY KEY (key_id, period_start)
-);
-
-CREATE TABLE byhand.requests (
-    "timestamp" timestamptz NOT NULL DEFAULT now(),
-    key_id uuid NOT NULL,
-    endpoint text,
-    method text,
-    status text NOT NULL,
-    code text NOT NULL,
-    ip_address inet
-);
-CREATE INDEX ON byhand.requests (key_id, "timestamp");
-
-CREATE FUNCTION byhand.verify(key text, endpoint text, method text,
-    OUT valid boolean, OUT code text, OUT key_id uuid, OUT name text,
-    OUT user_id text, OUT plan_id text, OUT metadata jsonb,
-    OUT current_usage bigint, OUT "limit" bigint)
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    found_key record;
-    period timestamptz;
-BEGIN
-    valid := false;
-    SELECT k.*, p.max_requests, p.request_period
-      INTO found_key
-      FROM byhand.keys k LEFT JOIN byhand.plans p ON p.id = k.plan_id
-     WHERE k.digest = public.digest(verify.key, 'sha256');
-    IF NOT FOUND THEN
-        code := 'NOT_FOUND';
-        RETURN;
-    END IF;
-    key_id := found_key.id;
-    name := found_key.name;
-    user_id := found_key.user_id;
-    plan_id := found_key.plan_id;
-    metadata := found_key.metadata;
-    "limit" := found_key.max_requests;
-
-    IF NOT found_key.enabled THEN
-        code := 'DISABLED';
-    ELSIF found_key.expires_at <= now() THEN
-        code := 'EXPIRED';
-    ELSE
-        period := date_trunc(found_key.request_period, now());
-        INSERT INTO byhand.usage AS u (key_id, period_start, requests)
-        VALUES (found_key.id, period, 1)
-        ON CONFLICT ON CONSTRAINT usage_pkey DO UPDATE
-            SET requests = u.requests + 1
-            WHERE u.requests < found_key.max_requests
-        RETURNING u.requests INTO current_usage;
-        valid := FOUND;
-        code := CASE WHEN valid THEN 'VALID' ELSE 'USAGE_EXCEEDED' END;
-    END IF;
-    INSERT INTO byhand.requests (key_id, endpoint, method, status, code)
-    VALUES (found_key.id, verify.endpoint, verify.method,
-            CASE WHEN valid THEN 'allowed' ELSE 'denied' END, verify.code);
-END
-$$;
-
--- Rounds of both in turn. Each is one statement that calls its function once
--- for each of the first :warm secrets, :repeat times; its commit is not
--- counted. Round 0 makes everything warm. (OFFSET makes the secrets depend on
--- r: else the planner would call the function once a secret and keep that.)
-CREATE TABLE bench.rounds (round int, side text, us float8);
-
-CREATE FUNCTION bench.wait_for_history(expected bigint) RETURNS void
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    WHILE (SELECT count(*) < expected FROM apikeys.requests) LOOP
-        PERFORM pg_sleep(0.05);
-    END LOOP;
-END
-$$;
-
-CREATE PROCEDURE bench.compare(rounds int, warm int, repeat int)
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    started timestamptz;
-    us float8;
-    valid bigint;
-BEGIN
-    FOR round IN 0 .. rounds LOOP
-        started := clock_timestamp();
-        SELECT count(*) FILTER (WHERE v.valid) INTO valid
-          FROM generate_series(1, repeat) r,
-               LATERAL (SELECT secret FROM bench.secrets
-                         WHERE n <= warm OFFSET 0 * r) s,
-               LATERAL apikey_verify(s.secret, '/v1/chat', 'POST') v;
-        us := extract(epoch FROM clock_timestamp() - started) * 1000000 / (warm * repeat);
-        INSERT INTO bench.rounds VALUES (round, 'apikey_verify', us);
-        ASSERT valid = warm * repeat;
-        COMMIT;
-
-        -- What the worker has yet to write must not slow the other side.
-        PERFORM bench.wait_for_history((round + 1) * warm * repeat);
-        COMMIT;
-
-        started := clock_timestamp();
-        SELECT count(*) FILTER (WHERE v.valid) INTO valid
-          FROM generate_series(1, repeat) r,
-               LATERAL (SELECT secret FROM bench.secrets
-                         WHERE n <= warm OFFSET 0 * r) s,
-               LATERAL byhand.verify(s.secret, '/v1/chat', 'POST') v;
-        us := extract(epoch FROM clock_timestamp() - started) * 1000000 / (warm * repeat);
-        INSERT INTO bench.rounds VALUES (round, 'by hand', us);
-        ASSERT valid = warm * repeat;
-        ASSERT (round + 1) * warm * repeat = (SELECT sum(requests) FROM byhand.usage);
-        COMMIT;
-    END LOOP;
-END
-$$;
-
-CREATE TABLE bench.tps (n serial, what text, per_second float8);
-VACUUM ANALYZE;
+-- What has been verified and counted so far, to tell afterwards whether a round
+-- was what it says.
+CREATE VIEW bench.verified AS
+SELECT sum(value) FILTER (WHERE name = 'VALID') AS valid,
+       sum(value) FILTER (WHERE name IN ('MALFORMED', 'NOT_FOUND', 'DISABLED', 'EXPIRED',
+           'FORBIDDEN', 'INSUFFICIENT_PERMISSIONS', 'RATE_LIMITED', 'USAGE_EXCEEDED')) AS denied,
+       (SELECT coalesce(sum(u.current_usage), 0) FROM apikeys.usage u) AS usage,
+       (SELECT count(*) FROM apikeys.requests r
+         WHERE r."timestamp" > (SELECT at FROM bench.made)) AS history
+  FROM apikeys.stats;

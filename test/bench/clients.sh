@@ -1,0 +1,92 @@
+# clients.sh: the contestants a to e, from clients. Bars 1 to 5.
+
+run_select_one() {
+    pgbench_run bench -f "$scripts/select_one.sql"
+}
+
+run_select_text() {
+    pgbench_run bench -f "$scripts/select_text.sql"
+}
+
+run_by_hand() { # chain
+    # shellcheck disable=SC2046
+    set -- "$1" $(sql bench -F ' ' -c 'SELECT usage, history FROM byhand.verified')
+    pgbench_run bench -D chain="$1" -f "$scripts/by_hand.sql" || return 1
+    # shellcheck disable=SC2046
+    set -- "$@" $(sql bench -F ' ' -c 'SELECT usage, history FROM byhand.verified')
+    [ $(($4 - $2)) -ne "$transactions" ] || [ $(($5 - $3)) -ne "$transactions" ] || return 0
+    why="$transactions transactions, usage $(($4 - $2)), $(($5 - $3)) rows of history"
+    return 1
+}
+
+run_verify() { # chain
+    before=$(verified bench)
+    pgbench_run bench -D chain="$1" -f "$scripts/verify.sql" || return 1
+    agrees bench "$before" "$transactions"
+}
+
+run_verify_zipf() {
+    before=$(verified bench)
+    # shellcheck disable=SC2046
+    pgbench_run bench $(cat "$work/zipf") || return 1
+    agrees bench "$before" "$transactions"
+}
+
+run_verify_no_history() {
+    set_to bench apikeys.history off
+    before=$(verified bench)
+    rc=0
+    { pgbench_run bench -D chain=warm -f "$scripts/verify.sql" &&
+        agrees bench "$before" 0; } || rc=1
+    set_to bench apikeys.history ''
+    return $rc
+}
+
+# A script a chain of Zipf's, each with its own key, drawn by their weights.
+make_zipf() {
+    : >"$work/zipf"
+    sql bench -c 'SELECT substr(chain, 6), weight FROM bench.zipf' >"$work/weights"
+    while IFS='|' read -r chain weight; do
+        sed "s/:chain/'zipf $chain'/; s/started/started$chain/; s/key\\b/key$chain/g" \
+            "$scripts/verify.sql" | sed "s/SELECT key$chain/SELECT key AS key$chain/" >"$work/zipf$chain.sql"
+        say "-D started$chain=0 -f $work/zipf$chain.sql@$weight" >>"$work/zipf"
+    done <"$work/weights"
+}
+
+part_clients() {
+    select_one='(a) SELECT 1, /s'
+    select_text='(b) SELECT by primary key, /s'
+    by_hand='(c) by hand, 10,000 keys, /s'
+    by_hand_hot='(c) by hand, one key, /s'
+    redis_name='(d) Redis, 10,000 keys, /s'
+    verify='(e) apikey_verify, 10,000 keys, /s'
+    verify_zipf="(e) apikey_verify, Zipf over $rows keys, /s"
+    verify_hot='(e) apikey_verify, one key, /s'
+    verify_no_history='(e) apikey_verify, 10,000 keys, history off, /s'
+    make_zipf
+    redis_start
+    n=1
+    while [ $n -le $rounds ]; do
+        printf '%s' "Round $n of $rounds, per second:" >&2
+        round "$select_one" run_select_one
+        round "$select_text" run_select_text
+        round "$by_hand" run_by_hand warm
+        round "$by_hand_hot" run_by_hand hot
+        round "$redis_name" run_redis
+        round "$verify" run_verify warm
+        round "$verify_zipf" run_verify_zipf
+        round "$verify_hot" run_verify hot
+        round "$verify_no_history" run_verify_no_history
+        note
+        n=$((n + 1))
+    done
+    redis_stop
+
+    bar 1 'verify, 10,000 warm keys ÷ (b)' '>= 0.9' "$(ratio "$verify" "$select_text")"
+    bar 1 'the same, history off' '>= 1.0' "$(ratio "$verify_no_history" "$select_text")"
+    bar 2 'verify ÷ (d)' '>= 1.5' "$(ratio "$verify" "$redis_name")"
+    bar 3 'verify ÷ (c)' '>= 10' "$(ratio "$verify" "$by_hand")"
+    bar 3 'verify, one hot key ÷ (c), one hot key' '>= 25' "$(ratio "$verify_hot" "$by_hand_hot")"
+    bar 4 'verify, one hot key ÷ 10,000 warm keys' '>= 0.9' "$(ratio "$verify_hot" "$verify")"
+    bar 5 "verify, Zipf over $rows keys ÷ (b)" '>= 0.8' "$(ratio "$verify_zipf" "$select_text")"
+}

@@ -1,0 +1,2 @@
+\set n random(1, :rows)
+SELECT 1 AS one \gset
