@@ -162,7 +162,7 @@ void
 ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
 			 AkSpan *span)
 {
-	/* The last answer mostly holds still; an empty span holds nothing. */
+	/* The last answer mostly holds still; an error leaves it as it was. */
 	static AkPeriod last_period = AK_MINUTE;
 	static TimestampTz last_anchor = 0;
 	static AkSpan last = {0, 0};
@@ -170,10 +170,11 @@ ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
 	if (period != last_period || anchor != last_anchor ||
 		now < last.start || now >= last.end)
 	{
-		last.start = last.end = 0;
-		compute_period(period, anchor, now, &last);
+		compute_period(period, anchor, now, span);
+		last = *span;
 		last_period = period;
 		last_anchor = anchor;
 	}
-	*span = last;
+	else
+		*span = last;
 }
