@@ -110,9 +110,9 @@ ak_fixed_at(int64 length, TimestampTz anchor, TimestampTz now, AkSpan *span)
 	int64		phase = anchor - floor_div(anchor, length) * length;
 
 	span->start = floor_div(now - phase, length) * length + phase;
-	span->end = span->start + length;
-	if (!IS_VALID_TIMESTAMP(span->start) || !IS_VALID_TIMESTAMP(span->end))
+	if (!IS_VALID_TIMESTAMP(span->start) || span->start >= END_TIMESTAMP - length)
 		refuse_out_of_range();
+	span->end = span->start + length;
 }
 
 static void
