@@ -211,15 +211,16 @@ ak_redact_statement(char *text)
 }
 
 /*
- * Where JSON is wrong, the server shows the 50 bytes before: a secret may have
- * lost its prefix.  Numbers and lower-case words stay.
+ * Where JSON is wrong, the server shows the 50 bytes before, after three dots,
+ * in the language of its messages: a secret may have lost its prefix.  Numbers
+ * and lower-case words stay.
  */
 static void
 redact_json(char *text)
 {
 	char	   *c = text;
 
-	if (text == NULL || strstr(text, "JSON data, line") == NULL)
+	if (text == NULL)
 		return;
 	while ((c = strstr(c, "...")) != NULL)
 	{

@@ -204,7 +204,8 @@ plant(Text *text, FuzzInput *input, Manner manner)
 			put(text, '"', false);
 			break;
 		case JSON:
-			put_text(text, "\nJSON data, line 1: ...");
+			put_text(text, fuzz_below(input, 2) ?
+					 "\nJSON data, line 1: ..." : "\nJSON-Daten, Zeile 1: ...");
 			put_string(text, tail + Min(part, AK_SECRET_TAIL - 6), AK_SECRET_TAIL, true);
 			break;
 		case MANNERS:
