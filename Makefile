@@ -65,16 +65,42 @@ freeze:
 	fi
 	@echo 'Frozen: $(FROZEN_SQL)'
 
-# Fuzz the parser of permissions. Needs clang with its runtime libraries; what
-# it learns and finds is kept in fuzz/.
+# Fuzz what reads bytes from outside. Needs clang with its runtime libraries;
+# what is learned and found is kept in fuzz/. All of the fuzzers run one after
+# the other, each as long; test/long/fuzz has more to say.
+FUZZERS = $(patsubst $(srcdir)/test/fuzz/%_fuzz.c,%,$(sort $(wildcard $(srcdir)/test/fuzz/*_fuzz.c)))
 FUZZ_SECONDS = 60
-.PHONY: fuzz
-fuzz:
-	@mkdir -p fuzz/corpus
-	clang -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=undefined \
-		-I$(srcdir)/test/fuzz -I$(srcdir)/src -o fuzz/permissions_fuzz \
-		$(srcdir)/test/fuzz/permissions_fuzz.c $(srcdir)/src/expression.c
-	fuzz/permissions_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=4200 \
-		-dict=$(srcdir)/test/fuzz/permissions.dict -artifact_prefix=fuzz/ \
-		-print_final_stats=1 fuzz/corpus $(srcdir)/test/fuzz/seeds
+FUZZ_CFLAGS = -g -O1 -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
+	-Wno-missing-field-initializers -fsanitize=fuzzer,address,undefined \
+	-fno-sanitize-recover=undefined
+FUZZ_CPPFLAGS = -I$(srcdir)/test/fuzz -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
+
+# The sources that each of them calls. What those call in turn, but no fuzzer,
+# is left undefined.
+fuzz_address = http_address.c
+fuzz_headers = http_headers.c limits.c rate.c period.c
+fuzz_permissions = expression.c
+fuzz_rate = rate.c period.c credits.c
+fuzz_redaction = redact.c
+fuzz_secret = secret.c
+
+.PHONY: fuzz fuzzers
+fuzzers: $(FUZZERS:%=fuzz/%_fuzz)
+
+fuzz/%_fuzz: $(wildcard $(srcdir)/test/fuzz/*.[ch] $(srcdir)/src/*.[ch])
+	@mkdir -p fuzz
+	clang $(FUZZ_CFLAGS) $(FUZZ_CPPFLAGS) -no-pie -o $@ \
+		$(srcdir)/test/fuzz/$*_fuzz.c $(srcdir)/test/fuzz/backend.c \
+		$(srcdir)/test/fuzz/crc_table.c $(fuzz_$*:%=$(srcdir)/src/%) \
+		-Wl,--unresolved-symbols=ignore-all -Wl,--allow-multiple-definition \
+		-L$(shell $(PG_CONFIG) --pkglibdir) -L$(shell $(PG_CONFIG) --libdir) \
+		-lpgcommon -lpgport -lm
+
+fuzz: fuzzers
+	set -e; for name in $(FUZZERS); do \
+		mkdir -p fuzz/corpus/$$name; \
+		fuzz/$${name}_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=4200 \
+			-detect_leaks=0 -artifact_prefix=fuzz/$$name- -print_final_stats=1 \
+			$$(ls $(srcdir)/test/fuzz/$$name.dict 2>/dev/null | sed 's/^/-dict=/') \
+			fuzz/corpus/$$name $$(ls -d $(srcdir)/test/fuzz/seeds/$$name 2>/dev/null); \
+	done

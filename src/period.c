@@ -110,9 +110,9 @@ ak_fixed_at(int64 length, TimestampTz anchor, TimestampTz now, AkSpan *span)
 	int64		phase = anchor - floor_div(anchor, length) * length;
 
 	span->start = floor_div(now - phase, length) * length + phase;
-	span->end = span->start + length;
-	if (!IS_VALID_TIMESTAMP(span->start) || !IS_VALID_TIMESTAMP(span->end))
+	if (!IS_VALID_TIMESTAMP(span->start) || span->start >= END_TIMESTAMP - length)
 		refuse_out_of_range();
+	span->end = span->start + length;
 }
 
 static void
@@ -162,7 +162,7 @@ void
 ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
 			 AkSpan *span)
 {
-	/* The last answer mostly holds still; an empty span holds nothing. */
+	/* The last answer mostly holds still; an error leaves it as it was. */
 	static AkPeriod last_period = AK_MINUTE;
 	static TimestampTz last_anchor = 0;
 	static AkSpan last = {0, 0};
@@ -170,10 +170,11 @@ ak_period_at(AkPeriod period, TimestampTz anchor, TimestampTz now,
 	if (period != last_period || anchor != last_anchor ||
 		now < last.start || now >= last.end)
 	{
-		last.start = last.end = 0;
-		compute_period(period, anchor, now, &last);
+		compute_period(period, anchor, now, span);
+		last = *span;
 		last_period = period;
 		last_anchor = anchor;
 	}
-	*span = last;
+	else
+		*span = last;
 }

@@ -211,15 +211,16 @@ ak_redact_statement(char *text)
 }
 
 /*
- * Where JSON is wrong, the server shows the 50 bytes before: a secret may have
- * lost its prefix.  Numbers and lower-case words stay.
+ * Where JSON is wrong, the server shows the 50 bytes before, after three dots,
+ * in the language of its messages: a secret may have lost its prefix.  Numbers
+ * and lower-case words stay.
  */
 static void
 redact_json(char *text)
 {
 	char	   *c = text;
 
-	if (text == NULL || strstr(text, "JSON data, line") == NULL)
+	if (text == NULL)
 		return;
 	while ((c = strstr(c, "...")) != NULL)
 	{
@@ -235,34 +236,29 @@ redact_json(char *text)
 
 /*
  * A dump of a tree (debug_print_plan and the like) shows a constant's bytes as
- * numbers, ":constvalue 45 [ -76 0 0 0 97 107 95 ... ]", in lines that may
- * break within a number, or "<>".  All are masked but those of eight bytes,
- * which a number has.
+ * numbers after how many they are, ":constvalue 45 [ -76 0 0 0 97 107 95 ... ]",
+ * or "<>".  A line may end instead of a space or, with debug_pretty_print,
+ * within a number.  All are masked but eight bytes or fewer: numbers have them.
  */
 static void
 redact_constants(char *text)
 {
-	const char *name = ":constvalue ";
+	const char *name = ":constvalue";
 	char	   *c = text;
 
 	while ((c = strstr(c, name)) != NULL)
 	{
 		int			bytes = 0;
-		size_t		length;
 
 		c += strlen(name);
-		c += strspn(c, "0123456789 \n");
+		for (; *c == ' ' || *c == '\n' || (*c >= '0' && *c <= '9'); c++)
+			if (*c >= '0' && bytes <= 8)
+				bytes = bytes * 10 + *c - '0';
 		if (*c != '[')
 			continue;
-		length = strcspn(c, "]");
-		for (size_t i = 1; i < length; i++)
-			if (c[i] == ' ' && c[i - 1] != ' ' && c[i - 1] != '\n')
-				bytes++;
-		if (bytes > 8 + 1)
-			for (size_t i = 0; i < length; i++)
-				if (c[i] >= '0' && c[i] <= '9')
-					c[i] = MASK;
-		c += length;
+		for (c++; *c == ' ' || *c == '\n' || *c == '-' || (*c >= '0' && *c <= '9'); c++)
+			if (*c >= '0' && bytes > 8)
+				*c = MASK;
 	}
 }
 

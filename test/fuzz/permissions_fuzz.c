@@ -3,8 +3,6 @@
  * permissions_fuzz.c
  *	  Fuzz the parser of permissions (src/expression.c) with libFuzzer.
  *
- * "make fuzz" builds it with clang and runs it for a minute (FUZZ_SECONDS).
- *
  * An input is what is held, one permission a line, then an empty line, then
  * the expression; without an empty line, all of it is the expression.  Each
  * answer is compared with that of a second parser, written differently: it
@@ -14,24 +12,10 @@
  */
 #include "postgres.h"
 
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "expression.h"
-
-#define CHECK(condition) \
-	do { \
-		if (!(condition)) \
-		{ \
-			fprintf(stderr, "line %d: %s\n", __LINE__, #condition); \
-			abort(); \
-		} \
-	} while (0)
+#include "fuzz.h"
 
 #define HELD_MAX 16
-
-int			LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* ----- the second parser ----- */
 
@@ -197,17 +181,6 @@ read_expression(Reader *reader)
 
 /* ----- the comparison ----- */
 
-/* A copy of its own, so that a read beyond its end is noticed. */
-static char *
-copy(const char *text, int length)
-{
-	char	   *place = malloc(length > 0 ? length : 1);
-
-	CHECK(place != NULL);
-	memcpy(place, text, length);
-	return place;
-}
-
 static void
 compare(const char *text, int length, const AkHeld *held)
 {
@@ -266,7 +239,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 					AkFault		fault;
 
 					permission->length = end - begin;
-					permission->name = copy(text + begin, end - begin);
+					permission->name = fuzz_copy(text + begin, end - begin);
 					begin = end + 1;
 
 					fault = ak_permission_check(permission->name,
@@ -293,10 +266,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			break;
 		}
 
-	expression = copy(text + begin, length - begin);
+	expression = fuzz_copy(text + begin, length - begin);
 	compare(expression, length - begin, &held);
-	free(expression);
-	for (int i = 0; i < held.count; i++)
-		free((char *) permissions[i].name);
+	fuzz_end();
 	return 0;
 }

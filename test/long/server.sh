@@ -79,7 +79,7 @@ install_extension() { # make's arguments
 
 # Starts a cluster in a new folder "data", removed at the end, with the
 # library preloaded and the lines of standard input in its configuration;
-# sets PGHOST and PGPORT.
+# sets PGHOST and PGPORT. The command "postmaster", if set, runs the server.
 start_cluster() {
     data=$(mktemp -d)
     trap '"$server/pg/bin/pg_ctl" -s -D "$data/db" -m immediate stop 2>/dev/null; rm -rf "$data"' EXIT
@@ -91,6 +91,68 @@ listen_addresses = ''
 unix_socket_directories = '$data'
 fsync = off
 CONF
-    "$server/pg/bin/pg_ctl" -s -w -D "$data/db" -l "$data/log" start
+    if [ -n "${postmaster:-}" ]; then
+        $postmaster "$server/pg/bin/postgres" -D "$data/db" >"$data/log" 2>&1 &
+        n=0
+        until "$server/pg/bin/pg_isready" -q -h "$data"; do
+            n=$((n + 1))
+            [ $n -lt 1800 ] || { cat "$data/log"; exit 1; }
+            sleep 0.1
+        done
+    else
+        "$server/pg/bin/pg_ctl" -s -w -D "$data/db" -l "$data/log" start
+    fi
     export PGHOST="$data" PGPORT=5432 PGUSER=postgres
+}
+
+# Runs the extension's regression scripts (REGRESS) or isolation specs
+# (ISOLATION) on servers of their own; adds to ok and not_ok, and to the file
+# log.
+ok=0 not_ok=0
+run_scripts() { # which, names (all, if none)
+    other=ISOLATION
+    [ "$1" = REGRESS ] || other=REGRESS
+    which=$1
+    shift
+    make -s --no-print-directory -C "$tree" PG_CONFIG="$server/pg/bin/pg_config" \
+        with_llvm=no installcheck $other= TAP_TESTS= ${*:+"$which=$*"} \
+        </dev/null >"$log.part" 2>&1 || :
+    count_scripts
+}
+
+# Regression scripts on the cluster that was started.
+run_pg_regress() { # names
+    (
+        cd "$tree"
+        "$(dirname "$("$server/pg/bin/pg_config" --pgxs)")/../test/regress/pg_regress" \
+            --bindir="$server/pg/bin" --inputdir=test --dbname=contrib_regression "$@"
+    ) </dev/null >"$log.part" 2>&1 || :
+    count_scripts
+}
+
+count_scripts() {
+    ran=$(grep -cE '^(test )?[ a-z0-9_-]+ \.\.\. ok |^ok [0-9]' "$log.part" || :)
+    missed=$(grep -cE '^(test )?[ a-z0-9_-]+ \.\.\. FAILED|^not ok [0-9]' "$log.part" || :)
+    [ "$ran" -gt 0 ] || [ "$missed" -gt 0 ] || missed=1
+    cat "$log.part" >>"$log"
+    for diffs in "$tree/regression.diffs" "$tree/output_iso/regression.diffs"; do
+        [ ! -f "$diffs" ] || cat "$diffs" >>"$log"
+        rm -f "$diffs"
+    done
+    ok=$((ok + ran)) not_ok=$((not_ok + missed))
+}
+
+# The same for TAP files, by their names.
+run_tap() {
+    for name in "$@"; do
+        (
+            cd "$tree"
+            export PATH="$server/pg/bin:$PATH" TESTDIR="$tree" PGPORT=65432 \
+                TESTDATADIR="$tree/tmp_check" TESTLOGDIR="$tree/tmp_check/log" \
+                PG_REGRESS="$(dirname "$("$server/pg/bin/pg_config" --pgxs)")/../test/regress/pg_regress"
+            prove -I "$server/source/src/test/perl" -I test/t "test/t/$name.pl"
+        ) </dev/null >"$log.part" 2>&1 &&
+            ok=$((ok + 1)) || not_ok=$((not_ok + 1))
+        cat "$log.part" >>"$log"
+    done
 }

@@ -234,6 +234,17 @@ foreach my $name (sort keys %secret)
 	logged("several at once, $name");
 }
 
+# The dump of a tree has lines of at most 78 characters, and a line can end at
+# any of its spaces.
+{
+	my $script = "SET debug_pretty_print = off;\n";
+	$script .= sprintf "SELECT 1 AS %s, 1 AS %s, '%s'::text;\n",
+	  'a' x ($_ > 60 ? 60 : $_), 'b' x ($_ > 60 ? $_ - 59 : 1), $secret{ak}
+	  foreach 1 .. 78;
+	$node->safe_psql('postgres', $script);
+	logged('trees with lines that end anywhere');
+}
+
 # A name is cut after 63 bytes, and says nothing of it. A secret may have been
 # pasted without its end.
 foreach my $text (@cut{ sort keys %cut })
