@@ -32,7 +32,7 @@
 #define JOURNAL_ROW 2000
 #define STEP_COUNTS 10000
 
-/* Few counts are added after a second, many at once, others after 30 s. */
+/* Few counts are added after a second or more, many at once, others after 30 s. */
 #define FEW_COUNTS 1000
 #define MANY_COUNTS 100000
 #define FEW_INTERVAL (1 * USECS_PER_SEC)
@@ -55,6 +55,7 @@
 static int64 add_at = 0;
 static int64 retry_at = 0;	/* not before, after a failure */
 static int64 added_at = 0;
+static int64 add_time = 0;	/* that the last step took */
 
 /* ----- the journal ----- */
 
@@ -175,6 +176,17 @@ ak_rollup_journal(const AkRecord **records, int n)
 	return counts->total;
 }
 
+/*
+ * Adding a few counts soon shall not take more than a hundredth of the worker's
+ * time: under an old snapshot each step leaves dead versions of its rows, and
+ * the next ones have to pass over them all.
+ */
+static int64
+few_interval(void)
+{
+	return Min(Max(FEW_INTERVAL, 100 * add_time), USUAL_INTERVAL);
+}
+
 /* So many counts were committed to the journal. */
 void
 ak_rollup_noted(AkDatabase *db, int counts)
@@ -182,7 +194,7 @@ ak_rollup_noted(AkDatabase *db, int counts)
 	if (counts == 0)
 		return;
 	db->rollup_pending += counts;
-	add_at = added_at + (db->rollup_pending <= FEW_COUNTS ? FEW_INTERVAL :
+	add_at = added_at + (db->rollup_pending <= FEW_COUNTS ? few_interval() :
 						 db->rollup_pending <= MANY_COUNTS ? USUAL_INTERVAL : 0);
 }
 
@@ -269,12 +281,14 @@ static bool
 add_step(AkDatabase *db)
 {
 	Step		step;
+	int64		begin = ak_elapsed();
 
 	if (!ak_worker_transaction(add_counts, &step))
 	{
 		retry_at = ak_elapsed() + USUAL_INTERVAL;
 		return false;
 	}
+	add_time = ak_elapsed() - begin;
 	db->rollup_rows += step.rows;
 	db->rollup_pending -= Min(db->rollup_pending, step.counts);
 	if (step.is_last)
