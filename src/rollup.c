@@ -39,7 +39,7 @@
 #define STEP_COUNTS_MOST 100000
 #define STEP_ROWS 20000
 
-/* Few counts are added after a second, many at once, others after 30 s. */
+/* Few counts are added after a second or more, many at once, others after 30 s. */
 #define FEW_COUNTS 1000
 #define MANY_COUNTS 100000
 #define FEW_INTERVAL (1 * USECS_PER_SEC)
@@ -63,6 +63,7 @@ static int64 add_at = 0;
 static int64 retry_at = 0;	/* not before, after a failure */
 static int64 added_at = 0;
 static int64 step_counts = STEP_COUNTS_LEAST;
+static int64 add_time = 0;	/* that the last step took */
 
 /* ----- the journal ----- */
 
@@ -183,6 +184,17 @@ ak_rollup_journal(const AkRecord **records, int n)
 	return counts->total;
 }
 
+/*
+ * Adding a few counts soon shall not take more than a hundredth of the worker's
+ * time: under an old snapshot each step leaves dead versions of its rows, and
+ * the next ones have to pass over them all.
+ */
+static int64
+few_interval(void)
+{
+	return Min(Max(FEW_INTERVAL, 100 * add_time), USUAL_INTERVAL);
+}
+
 /* So many counts were committed to the journal. */
 void
 ak_rollup_noted(AkDatabase *db, int counts)
@@ -190,7 +202,7 @@ ak_rollup_noted(AkDatabase *db, int counts)
 	if (counts == 0)
 		return;
 	db->rollup_pending += counts;
-	add_at = added_at + (db->rollup_pending <= FEW_COUNTS ? FEW_INTERVAL :
+	add_at = added_at + (db->rollup_pending <= FEW_COUNTS ? few_interval() :
 						 db->rollup_pending <= MANY_COUNTS ? USUAL_INTERVAL : 0);
 }
 
@@ -277,12 +289,14 @@ static bool
 add_step(AkDatabase *db)
 {
 	Step		step;
+	int64		begin = ak_elapsed();
 
 	if (!ak_worker_transaction(add_counts, &step))
 	{
 		retry_at = ak_elapsed() + USUAL_INTERVAL;
 		return false;
 	}
+	add_time = ak_elapsed() - begin;
 	db->rollup_rows += step.rows;
 	if (step.rows <= STEP_ROWS && step.counts > step_counts / 2)
 		step_counts = Min(2 * step_counts, STEP_COUNTS_MOST);
