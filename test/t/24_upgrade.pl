@@ -423,8 +423,10 @@ foreach my $call (
 	}
 }
 ok($old->poll_query_until('postgres', $worker, '0'), 'the worker has left');
-is( $old->safe_psql('hasty', "SELECT current_usage, charged, ceiling FROM apikeys.usage"),
-	"$used|$used|$used", 'and has closed the meter before, with every count');
+is( $old->safe_psql('hasty', q(
+		SELECT u.current_usage, u.charged, i.closed_at IS NOT NULL
+		  FROM apikeys.usage u JOIN apikeys.incarnations i ON i.id = u.incarnation)),
+	"$used|$used|t", 'and has closed the meter before, with every count');
 is(verify($old, 'orderly', $secret{orderly}), 'VALID', 'other databases go on');
 
 # The control file makes a new installation one of the next version.
