@@ -297,19 +297,36 @@ The filters are those of apikey_list.
 Raises 22023 for metadata that is no object.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_count(text, text, text, jsonb, boolean) FROM PUBLIC;
 
+-- Most pages are of the last days. A plan for all days opens only the partitions
+-- of a span: so the last day is looked at first, then a week, then the rest.
 CREATE FUNCTION @extschema@.apikey_requests(id uuid, page_size int = 100, before timestamptz = NULL)
 RETURNS SETOF apikeys.requests
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+    upper timestamptz := coalesce(apikey_requests.before, 'infinity');
+    newest timestamptz := greatest(least(upper, now()), '2000-01-01 00:00+00');
+    lower timestamptz;
+    past interval;
+    missing int := apikey_requests.page_size;
+    found_now int;
 BEGIN
     PERFORM apikeys.check_page(apikey_requests.page_size, 0);
-    RETURN QUERY
-        SELECT r.* FROM apikeys.requests r
-         WHERE r.key_id = apikey_requests.id
-           AND r."timestamp" < coalesce(apikey_requests.before, 'infinity')
-         ORDER BY r."timestamp" DESC
-         LIMIT apikey_requests.page_size;
+    FOREACH past IN ARRAY ARRAY['1 day', '8 days', NULL]::interval[] LOOP
+        lower := coalesce(newest - past, '-infinity');
+        RETURN QUERY
+            SELECT r.* FROM apikeys.requests r
+             WHERE r.key_id = apikey_requests.id
+               AND r."timestamp" >= lower AND r."timestamp" < upper
+             ORDER BY r."timestamp" DESC
+             LIMIT missing;
+        GET DIAGNOSTICS found_now = ROW_COUNT;
+        missing := missing - found_now;
+        EXIT WHEN missing = 0;
+        upper := least(upper, lower);
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_requests(uuid, int, timestamptz) IS

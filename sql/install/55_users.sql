@@ -161,25 +161,41 @@ REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_delete(text) FROM PUBLIC;
 
 -- A page from each key by its index, then the newest of those: the work is
 -- bounded by the number of keys, however long their histories are.
+-- By spans, as apikey_requests.
 CREATE FUNCTION @extschema@.apikey_user_requests(user_id text, page_size int = 100,
     before timestamptz = NULL)
 RETURNS SETOF apikeys.requests
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+    upper timestamptz := coalesce(apikey_user_requests.before, 'infinity');
+    newest timestamptz := greatest(least(upper, now()), '2000-01-01 00:00+00');
+    lower timestamptz;
+    past interval;
+    missing int := apikey_user_requests.page_size;
+    found_now int;
 BEGIN
     PERFORM apikeys.check_page(apikey_user_requests.page_size, 0);
-    RETURN QUERY
-        SELECT r.* FROM apikeys.keys k
-         CROSS JOIN LATERAL
-               (SELECT h.* FROM apikeys.requests h
-                 WHERE h.key_id = k.id
-                   AND h."timestamp" < coalesce(apikey_user_requests.before, 'infinity')
-                 ORDER BY h."timestamp" DESC
-                 LIMIT apikey_user_requests.page_size) r
-         WHERE k.user_id = apikey_user_requests.user_id
-         ORDER BY r."timestamp" DESC
-         LIMIT apikey_user_requests.page_size;
+    FOREACH past IN ARRAY ARRAY['1 day', '8 days', NULL]::interval[] LOOP
+        lower := coalesce(newest - past, '-infinity');
+        RETURN QUERY
+            SELECT r.* FROM apikeys.keys k
+             CROSS JOIN LATERAL
+                   (SELECT h.* FROM apikeys.requests h
+                     WHERE h.key_id = k.id
+                       AND h."timestamp" >= lower AND h."timestamp" < upper
+                     ORDER BY h."timestamp" DESC
+                     LIMIT missing) r
+             WHERE k.user_id = apikey_user_requests.user_id
+             ORDER BY r."timestamp" DESC
+             LIMIT missing;
+        GET DIAGNOSTICS found_now = ROW_COUNT;
+        missing := missing - found_now;
+        EXIT WHEN missing = 0;
+        upper := least(upper, lower);
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_user_requests(text, int, timestamptz) IS

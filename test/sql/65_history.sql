@@ -42,6 +42,25 @@ SELECT r.endpoint FROM apikey_user_requests('hal', 2) r;
 SELECT count(*) FROM apikey_user_requests('hal', before => :'since');
 SELECT count(*) FROM apikey_user_requests('nobody');
 
+-- Pages are gathered from the last day, the last days, and all before.
+RESET ROLE;
+BEGIN;
+INSERT INTO apikeys.requests (timestamp, key_id, status, code, endpoint, cost)
+SELECT now() - past, :'id', 'allowed', 'VALID', past::text, 1
+  FROM unnest('{20 hours, 30 hours, 7 days, 9 days, 100 days, 9000 days, -1 day}'::interval[]) past;
+SELECT array_agg(r.endpoint) FROM apikey_requests(:'id', before => now() - interval '1 hour') r;
+SELECT array_agg(r.endpoint) FROM apikey_requests(:'id', 3, before => now() - interval '1 hour') r;
+SELECT array_agg(r.endpoint) FROM apikey_requests(:'id', before => now() - interval '8 days') r;
+SELECT array_agg(r.endpoint) FROM apikey_requests(:'id', before => now() - interval '8999 days') r;
+SELECT r.endpoint FROM apikey_requests(:'id', 1) r;
+SELECT count(*) FROM apikey_requests(:'id', before => '4713-01-01 00:00+00 BC');
+SELECT count(*) FROM apikey_requests(:'id', before => '-infinity');
+SELECT array_agg(r.endpoint) FROM apikey_user_requests('hal', 3, before => now() - interval '1 hour') r;
+SELECT count(*) = (SELECT count(*) FROM apikeys.requests r JOIN apikeys.keys k ON k.id = r.key_id WHERE k.user_id = 'hal')
+  FROM apikey_user_requests('hal');
+ROLLBACK;
+SET ROLE regress_viewer;
+
 -- What is too long is cut, at a whole character.
 SET ROLE regress_app;
 SELECT id, api_key FROM apikey_create('long') \gset
