@@ -247,7 +247,13 @@ try_refill(FuzzInput *input)
 	fcinfo->args[1].isnull = credits.refill_day == 0;
 	if (!DatumGetBool(apikeys_is_refill(fcinfo)))
 		return;
+
+	/* The whole week in which it was set up can be written down. */
 	credits.refill_since = fuzz_time(input);
+	credits.refill_since = Max(credits.refill_since,
+							   MIN_TIMESTAMP + 8 * USECS_PER_DAY);
+	credits.refill_since = Min(credits.refill_since,
+							   END_TIMESTAMP - 8 * USECS_PER_DAY);
 	try_spans(refill_span, &credits, fuzz_time(input));
 }
 
