@@ -38,7 +38,7 @@ my @manager = (
 	@viewer, qw(apikey_create apikey_update apikey_delete apikey_restore
 	  apikey_regenerate apikey_plan_create apikey_plan_update
 	  apikey_plan_delete apikey_user_create apikey_user_update
-	  apikey_user_delete apikey_revoke apikey_erase_user apikey_role_create
+	  apikey_user_delete apikey_revoke apikey_erase_user apikey_fence apikey_unfence apikey_role_create
 	  apikey_role_update apikey_role_delete apikey_limit_set
 	  apikey_limit_delete apikey_credits apikey_user_credits
 	  apikey_usage_adjust));
