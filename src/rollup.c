@@ -28,9 +28,10 @@
 
 #include "worker.h"
 
-/* Counts in one row of the journal, and added in one step. */
+/* Counts in one row of the journal, and added in one step at most. */
 #define JOURNAL_ROW 2000
 #define STEP_COUNTS 10000
+#define STEP_COUNTS_MIN 1000
 
 /* Few counts are added after a second or more, many at once, others after 30 s. */
 #define FEW_COUNTS 1000
@@ -56,6 +57,7 @@ static int64 add_at = 0;
 static int64 retry_at = 0;	/* not before, after a failure */
 static int64 added_at = 0;
 static int64 add_time = 0;	/* that the last step took */
+static int64 step_counts = STEP_COUNTS; /* of the next step */
 
 /* ----- the journal ----- */
 
@@ -221,7 +223,7 @@ add_counts(void *arg)
 {
 	Step	   *step = arg;
 	Oid			take_types[] = {INT8OID, INT4OID};
-	Datum		take_args[] = {Int64GetDatum(STEP_COUNTS), Int32GetDatum(1000)};
+	Datum		take_args[] = {Int64GetDatum(step_counts), Int32GetDatum(1000)};
 	Oid			type = UUIDARRAYOID;
 	Datum		ids;
 	bool		isnull;
@@ -276,6 +278,21 @@ add_counts(void *arg)
 	step->rows = SPI_processed;
 }
 
+/*
+ * A flush that falls due during a step waits for its end: so a step shall not
+ * take longer than half an interval, as far as that is up to its size.
+ */
+static void
+fit_step(void)
+{
+	int64		interval = ak_flush_interval * INT64CONST(1000);
+
+	if (add_time > interval / 2)
+		step_counts = Max(step_counts / 2, STEP_COUNTS_MIN);
+	else if (add_time < interval / 8)
+		step_counts = Min(step_counts * 2, STEP_COUNTS);
+}
+
 /* False if it has failed: it is tried again after a while. */
 static bool
 add_step(AkDatabase *db)
@@ -289,6 +306,7 @@ add_step(AkDatabase *db)
 		return false;
 	}
 	add_time = ak_elapsed() - begin;
+	fit_step();
 	db->rollup_rows += step.rows;
 	db->rollup_pending -= Min(db->rollup_pending, step.counts);
 	if (step.is_last)
@@ -436,6 +454,7 @@ ak_rollup_step(AkDatabase *db)
 void
 ak_rollup_close(AkDatabase *db)
 {
+	step_counts = STEP_COUNTS;
 	for (int i = 0; i < CLOSING_STEPS && add_at != DT_NOEND; i++)
 		if (!add_step(db))
 			break;
