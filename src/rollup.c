@@ -31,13 +31,13 @@
 #define JOURNAL_ROW 2000
 
 /*
- * Counts added in one step.  Keys that come again and again have many counts
- * for one row, and the rows are what a step takes its time for: so it takes as
- * many counts as make about this many rows.
+ * Counts added in one step, as many as there is time for.  Keys that come again
+ * and again have many counts for one row, and the rows are what takes time: so
+ * a row is written the more seldom, the more counts a step takes.
  */
-#define STEP_COUNTS_LEAST 10000
-#define STEP_COUNTS_MOST 100000
-#define STEP_ROWS 20000
+#define STEP_COUNTS 10000
+#define STEP_COUNTS_MIN 1000
+#define STEP_COUNTS_MAX 100000
 
 /* Few counts are added after a second or more, many at once, others after 30 s. */
 #define FEW_COUNTS 1000
@@ -62,8 +62,8 @@
 static int64 add_at = 0;
 static int64 retry_at = 0;	/* not before, after a failure */
 static int64 added_at = 0;
-static int64 step_counts = STEP_COUNTS_LEAST;
 static int64 add_time = 0;	/* that the last step took */
+static int64 step_counts = STEP_COUNTS; /* of the next step */
 
 /* ----- the journal ----- */
 
@@ -284,6 +284,22 @@ add_counts(void *arg)
 	step->rows = SPI_processed;
 }
 
+/*
+ * A flush that falls due during a step waits for its end: so a step shall not
+ * take longer than half an interval, as far as that is up to its size.
+ */
+static void
+fit_step(const Step *step)
+{
+	int64		interval = ak_flush_interval * INT64CONST(1000);
+	bool		was_full = step->counts > step_counts / 2;
+
+	if (add_time > interval / 2)
+		step_counts = Max(step_counts / 2, STEP_COUNTS_MIN);
+	else if (add_time < interval / 4 && was_full)
+		step_counts = Min(step_counts * 2, STEP_COUNTS_MAX);
+}
+
 /* False if it has failed: it is tried again after a while. */
 static bool
 add_step(AkDatabase *db)
@@ -297,11 +313,8 @@ add_step(AkDatabase *db)
 		return false;
 	}
 	add_time = ak_elapsed() - begin;
+	fit_step(&step);
 	db->rollup_rows += step.rows;
-	if (step.rows <= STEP_ROWS && step.counts > step_counts / 2)
-		step_counts = Min(2 * step_counts, STEP_COUNTS_MOST);
-	else if (step.rows > 2 * STEP_ROWS)
-		step_counts = Max(step_counts / 2, STEP_COUNTS_LEAST);
 	db->rollup_pending -= Min(db->rollup_pending, step.counts);
 	if (step.is_last)
 	{
@@ -443,6 +456,7 @@ ak_rollup_step(AkDatabase *db)
 void
 ak_rollup_close(AkDatabase *db)
 {
+	step_counts = STEP_COUNTS;
 	for (int i = 0; i < CLOSING_STEPS && add_at != DT_NOEND; i++)
 		if (!add_step(db))
 			break;
