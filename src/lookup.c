@@ -406,19 +406,19 @@ ak_user_by_id(const char *id, AkUser *user)
 {
 	const AkCatalog *catalog = ak_catalog();
 	uint64		changes = ak_catalog_changes();
-	const KnownUser *known = remembered_user(id);
+	const KnownUser *known;
 
+	memset(user, 0, sizeof(AkUser));
 	strlcpy(user->id, id, AK_ID_LEN);
+	user->custom_start = AK_CALENDAR;
+	if (!are_there_users(catalog, changes))
+		return false;
+	known = remembered_user(id);
 	if (known != NULL)
 	{
 		recall_user(known, user);
 		return user->exists;
 	}
-	memset(&user->exists, 0, sizeof(AkUser) - offsetof(AkUser, exists));
-	user->custom_start = AK_CALENDAR;
-	if (!are_there_users(catalog, changes))
-		return false;
-
 	visit_rows(catalog->users, catalog->users_pkey, "id", id, visit_user, user);
 	if (user->exists)
 		ak_rates_of(AK_OWNER_USER, CStringGetTextDatum(id),

@@ -343,25 +343,32 @@ on_abort_arg(FunctionCallInfo fcinfo)
 			 errhint("Use 'keep' or 'refund'.")));
 }
 
-/* The function's result type, remembered for the statement. */
-static Oid
-result_type(FmgrInfo *flinfo)
-{
-	if (flinfo->fn_extra == NULL)
-	{
-		Oid		   *type = MemoryContextAlloc(flinfo->fn_mcxt, sizeof(Oid));
-
-		*type = get_func_rettype(flinfo->fn_oid);
-		flinfo->fn_extra = type;
-	}
-	return *(Oid *) flinfo->fn_extra;
-}
-
 static void
 check_columns(TupleDesc desc)
 {
 	if (desc->natts != OUT_COLUMNS)
 		elog(ERROR, "unexpected number of columns in apikeys.verification");
+}
+
+/*
+ * The columns of the function's result.  Its place in the type cache is
+ * remembered for the statement; it is good until invalidations are accepted.
+ */
+static TupleDesc
+result_columns(FmgrInfo *flinfo)
+{
+	TypeCacheEntry *type = flinfo->fn_extra;
+
+	if (type == NULL || type->tupDesc == NULL)
+	{
+		type = lookup_type_cache(get_func_rettype(flinfo->fn_oid),
+								 TYPECACHE_TUPDESC);
+		if (type->tupDesc == NULL)
+			elog(ERROR, "apikeys.verification is not a composite type");
+		flinfo->fn_extra = type;
+	}
+	check_columns(type->tupDesc);
+	return type->tupDesc;
 }
 
 /*
@@ -384,8 +391,6 @@ apikey_verify(PG_FUNCTION_ARGS)
 	Decision	decision;
 	Datum		values[OUT_COLUMNS];
 	bool		nulls[OUT_COLUMNS];
-	TupleDesc	desc;
-	Datum		result;
 
 	request.refund = on_abort_arg(fcinfo);
 	request.reserve = false;
@@ -412,11 +417,8 @@ apikey_verify(PG_FUNCTION_ARGS)
 		ak_current_remember(&decision.key, &decision.subject);
 	ak_answer(&request, &decision, values, nulls);
 
-	desc = lookup_rowtype_tupdesc(result_type(fcinfo->flinfo), -1);
-	check_columns(desc);
-	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
-	ReleaseTupleDesc(desc);
-	PG_RETURN_DATUM(result);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(result_columns(fcinfo->flinfo),
+													  values, nulls)));
 }
 
 /*

@@ -20,18 +20,20 @@ run_loop_verify() {
 }
 
 make_picks() {
-    sql bench -c 'SET client_min_messages = warning' -c 'DROP TABLE IF EXISTS bench.picks' \
-        -c "CREATE TABLE bench.picks AS
-            SELECT ceil(random() * $rows)::bigint AS n, k.secrets[ceil(random() * $warm_keys)] AS secret
-              FROM (SELECT array_agg(secret) AS secrets FROM bench.keys WHERE chain = 'warm') k,
-                   generate_series(1, $picks)" \
-        -c 'VACUUM ANALYZE bench.picks'
+    for table in bench.other_picks bench.picks; do
+        sql bench -c 'SET client_min_messages = warning' -c "DROP TABLE IF EXISTS $table" \
+            -c "CREATE TABLE $table AS
+                SELECT ceil(random() * $rows)::bigint AS n, k.secrets[ceil(random() * $warm_keys)] AS secret
+                  FROM (SELECT array_agg(secret) AS secrets FROM bench.keys WHERE chain = 'warm') k,
+                       generate_series(1, $picks)" \
+            -c "VACUUM ANALYZE $table"
+    done
 }
 
 part_loop() {
-    make_picks
     n=1
     while [ $n -le $rounds ]; do
+        make_picks
         printf '%s' "Round $n of $rounds, µs a call in one statement:" >&2
         round 'loop: a primary-key look-up, µs' run_loop \
             '(SELECT t.text FROM bench.texts t WHERE t.n = p.n)'
