@@ -73,6 +73,11 @@ sub use_up
 	cmp_ok($total, '<=', $key->{limit},
 		"a limit of $key->{limit} was held over $key->{crashes} crashes");
 	cmp_ok($total + $lost, '>=', $key->{limit}, 'and hardly less was admitted');
+
+	# The next round shall not wait for so much history to be written.
+	$node->poll_query_until('postgres',
+		'SELECT history_used <= 65536 FROM apikeys.health')
+	  or die 'the history is not written';
 	return;
 }
 
