@@ -74,7 +74,7 @@ INSERT INTO test.samples VALUES
     ('refill_since', NULL), ('max_requests', '100'), ('max_keys_per_user', '10'), ('key_lifetime', '1 month'), ('is_active', 'true'),
     ('auto_apply', 'true'), ('include_deleted', 'true'), ('apply_refill', 'true'), ('auth_request', 'false'),
     ('description', 'text'), ('reason', 'text'), ('before', NULL), ('after', NULL), ('expires_at', NULL), ('custom_start', NULL),
-    ('http_role', NULL), ('email', 'other@example.com');
+    ('http_role', NULL), ('email', 'other@example.com'), ('all_keys', 'false'), ('issued_before', '2000-01-01 00:00+00');
 
 CREATE FUNCTION test.value(function text, argument text, type oid) RETURNS text
 LANGUAGE plpgsql STABLE AS $$

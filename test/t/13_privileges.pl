@@ -387,7 +387,7 @@ sub quiet
 				SET search_path = public;
 				SELECT string_agg(concat_ws('=', part, contents), ' ' ORDER BY part) FROM test.snapshot()));
 			my $same = $now eq $last
-			  && $node->safe_psql('app', q(SELECT value FROM apikeys.stats WHERE name = 'rollup_pending')) eq '0';
+			  && $node->safe_psql('app', q(SELECT sum(value) FROM apikeys.stats WHERE name IN ('counts_pending', 'rollup_pending'))) eq '0';
 			$last = $now;
 			return $same;
 		}) or die 'the database does not come to rest';
