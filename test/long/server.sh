@@ -82,7 +82,7 @@ install_extension() { # make's arguments
 # sets PGHOST and PGPORT. The command "postmaster", if set, runs the server.
 start_cluster() {
     data=$(mktemp -d)
-    trap '"$server/pg/bin/pg_ctl" -s -D "$data/db" -m immediate stop 2>/dev/null; rm -rf "$data"' EXIT
+    trap '"$server/pg/bin/pg_ctl" -s -D "$data/db" -m immediate stop 2>/dev/null || :; rm -rf "$data"' EXIT
     "$server/pg/bin/initdb" -D "$data/db" -U postgres -A trust --no-locale -E UTF8 >/dev/null
     cat >>"$data/db/postgresql.conf"
     cat >>"$data/db/postgresql.conf" <<CONF
