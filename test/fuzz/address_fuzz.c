@@ -17,7 +17,8 @@
 #include "http.h"
 #include "utils/inet.h"
 
-#define ENTRIES_MAX 1024
+/* An input has at most 4200 bytes. */
+#define ENTRIES_MAX 4201
 
 char	   *ak_trusted_proxies;
 
