@@ -323,7 +323,10 @@ write_request_ids(const Batch *batch)
 		elog(ERROR, "could not write apikeys.request_ids");
 }
 
-/* Only this worker adds rows: none comes between the look for one and its insertion. */
+/*
+ * Only this worker adds rows: none comes between the look for one and its
+ * insertion.
+ */
 static void
 write_rows(void *arg)
 {

@@ -120,10 +120,10 @@ apikeys_statistics(PG_FUNCTION_ARGS)
 		"counts in apikeys.rollup_journal, to be added to apikeys.rollups");
 	put(result, "usage_rows_written", db->usage_rows,
 		"rows written to apikeys.usage");
-	put(result, "counts_pending", db->ntracked,
-		"counts that the worker will write yet, the latest after ten intervals");
 	put(result, "ceilings_raised", db->ceilings_raised,
 		"those of them that somebody asked for: a higher ceiling, or another change of a count");
+	put(result, "counts_pending", db->ntracked,
+		"counts that the worker will write yet, the latest after ten intervals");
 	put(result, "reservations_held", pg_atomic_read_u32(&db->reserved),
 		"reservations that are neither settled nor past their deadline");
 	put(result, "reservations_used", count_reservations(),

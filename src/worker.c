@@ -300,6 +300,14 @@ hasten(Schedule *schedule, int64 now)
 							   now + ak_sweep_interval * USECS_PER_SEC);
 }
 
+/* What the worker does from now on, for pg_stat_activity. */
+static void
+report(const char *activity)
+{
+	SetCurrentStatementStartTimestamp();
+	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
 static void
 flush_counts_due(AkFlush *flush, Schedule *schedule, int64 now)
 {
@@ -308,7 +316,7 @@ flush_counts_due(AkFlush *flush, Schedule *schedule, int64 now)
 
 	if (has_work(flush))
 	{
-		pgstat_report_activity(STATE_RUNNING, "flushing counts");
+		report("flushing counts");
 		flushed = ak_flush_counts(flush, AK_PASS_INTERVAL);
 		if (flushed)
 			my_db->last_flush = ak_elapsed();
@@ -329,7 +337,7 @@ flush_history_due(Schedule *schedule, int64 now)
 
 	if (!ak_history_is_empty(my_db))
 	{
-		pgstat_report_activity(STATE_RUNNING, "flushing history");
+		report("flushing history");
 		flushed = ak_flush_history(my_db);
 		if (flushed)
 			ak_write_uses();
@@ -345,7 +353,7 @@ flush_history_due(Schedule *schedule, int64 now)
 static void
 rollup_due(void)
 {
-	pgstat_report_activity(STATE_RUNNING, "writing rollups");
+	report("writing rollups");
 	ak_rollup_step(my_db);
 }
 
@@ -354,7 +362,7 @@ sweep_due(Schedule *schedule, int64 now)
 {
 	bool		flushed = flush_history_due(schedule, now);
 
-	pgstat_report_activity(STATE_RUNNING, "maintaining");
+	report("maintaining");
 	ak_maintain(flushed);
 	schedule->next_sweep = now + ak_sweep_interval * USECS_PER_SEC;
 }
@@ -467,7 +475,7 @@ close_meter(AkFlush *flush)
 {
 	bool		closed;
 
-	pgstat_report_activity(STATE_RUNNING, "closing");
+	report("closing");
 	closing = true;
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	QueryCancelPending = false;
