@@ -377,17 +377,19 @@ sub hits
 	return $node->safe_psql('app', 'SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM trap.hits');
 }
 
-# What all is, once the worker has nothing left to write.
+# What all is, once the worker has nothing left to write: it is asked before the
+# look at the tables, for what it writes in between must be seen.
 sub quiet
 {
 	my $last = '';
 	until_true(
 		sub {
-			my $now = $node->safe_psql('app', q(
+			my ($pending, $now) = split /\n/, $node->safe_psql('app', q(
+				SELECT sum(value) FROM apikeys.stats
+				 WHERE name IN ('counts_pending', 'rollup_pending', 'history_lag_ms');
 				SET search_path = public;
 				SELECT string_agg(concat_ws('=', part, contents), ' ' ORDER BY part) FROM test.snapshot()));
-			my $same = $now eq $last
-			  && $node->safe_psql('app', q(SELECT sum(value) FROM apikeys.stats WHERE name IN ('counts_pending', 'rollup_pending'))) eq '0';
+			my $same = $now eq $last && $pending eq '0' && $now =~ /(?:^| )rollup_journal=(?: |$)/;
 			$last = $now;
 			return $same;
 		}) or die 'the database does not come to rest';
