@@ -263,6 +263,7 @@ _PG_init(void)
 
 	ak_redact_install();
 	ak_activity_install();
+	ak_function_scan_install();
 
 	/* pg_upgrade wants no process of ours in its servers. */
 	if (!IsBinaryUpgrade)

@@ -976,6 +976,10 @@ extern const char *ak_redact_utility(const PlannedStmt *statement,
 									 const char *text);
 extern void ak_activity_install(void);
 
+/* ----- function_scan.c ----- */
+
+extern void ak_function_scan_install(void);
+
 /* ----- load_dump.c ----- */
 
 extern bool ak_loads_dump(const Node *node);
