@@ -58,4 +58,11 @@
 #define ak_noreturn pg_attribute_noreturn()
 #endif
 
+/* 18 has the printing of properties in a header of its own. */
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#else
+#include "commands/explain.h"
+#endif
+
 #endif							/* APIKEYS_COMPAT_H */

@@ -21,7 +21,6 @@
 #include "access/sysattr.h"
 #include "catalog/pg_language.h"
 #include "catalog/pg_proc.h"
-#include "commands/explain.h"
 #include "executor/executor.h"
 #include "funcapi.h"
 #include "nodes/extensible.h"
