@@ -1,5 +1,7 @@
 -- Expiry: given, taken from the plan, refused, restored, swept.
 \set SHOW_CONTEXT never
+-- A day has 24 hours.
+SET timezone = 'UTC';
 SET ROLE regress_app;
 SELECT count(*) FROM apikey_plan_create('A month', plan_id => 'expiry-month', key_lifetime => '30 days');
 SELECT count(*) FROM apikey_plan_create('A week', plan_id => 'expiry-week', key_lifetime => '7 days');

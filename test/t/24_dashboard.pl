@@ -226,7 +226,8 @@ is(scalar @segments, 12, 'three outcomes in one bar');
 is(join(' ', @segments[ 0, 2, 3 ]), 'o0 60.00 119.50', '75 allowed, from the bottom');
 is(join(' ', @segments[ 4, 6, 7 ]), 'o1 28.00 31.50', '20 too fast, on them');
 is(join(' ', @segments[ 8, 10, 11 ]), 'o3 20.00 7.50', '5 forbidden, at the top');
-is($segments[1], '75.417', 'in the hour five hours ago');
+# Or six, if an hour has begun since.
+like($segments[1], qr/^(75\.417|71\.250)$/, 'in the hour five hours ago');
 my ($table) = $requests =~ m!<details>(.*)</details>!s;
 is(count($table, '<tr>'), 25, 'the same as a table');
 like($table, qr!data-label="VALID">75</td><td[^>]*data-label="RATE_LIMITED">20</td><td[^>]*data-label="FORBIDDEN">5</td>!, 'with its figures');
