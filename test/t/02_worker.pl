@@ -205,6 +205,8 @@ isnt($ret, 0, 'a ceiling that cannot be raised is an error');
 unlike($stderr, qr/\Q$few_secret\E/, 'which does not repeat the secret');
 $blocker->query_safe('ROLLBACK');
 $blocker->quit;
+$node->append_conf('postgresql.conf', q(apikeys.meter_timeout = '60s'));
+$node->reload;
 is(verify($node, 'postgres', $few_secret),
 	'VALID', 'verification goes on when the worker can write again');
 

@@ -78,6 +78,7 @@ ok( $node->poll_query_until(
 pass('the server stops all the same');
 
 $node->adjust_conf('postgresql.conf', 'synchronous_standby_names', "''");
+$node->append_conf('postgresql.conf', "apikeys.meter_timeout = '60s'");
 $node->start;
 is(usage($node, 'postgres', $id), '2', 'and knows what was admitted');
 is(verify_times($node, 'postgres', $secret, 20),

@@ -97,7 +97,7 @@ my $node = new_server(
 	'apikeys.flush_interval' => '100ms',
 	'apikeys.history_buffer' => '1MB',
 	'apikeys.history_wait_timeout' => '50ms',
-	'apikeys.meter_timeout' => '100ms');
+	'apikeys.meter_timeout' => '60s');
 $node->start;
 $node->safe_psql('postgres', "CREATE TABLESPACE small LOCATION '$disk/space'");
 $node->safe_psql('postgres', 'CREATE DATABASE small TABLESPACE small');
@@ -112,6 +112,18 @@ sub stats
 		map { split /\|/ } split /\n/,
 		$node->safe_psql('small', 'SELECT name, value FROM apikeys.stats')
 	};
+}
+
+# Where the disk is full nobody shall wait long for what cannot be written; at
+# any other time a machine that stalls is no refusal.
+sub set_meter_timeout
+{
+	my ($timeout) = @_;
+	$node->append_conf('postgresql.conf', "apikeys.meter_timeout = '$timeout'");
+	$node->reload;
+	$node->poll_query_until('postgres', 'SHOW apikeys.meter_timeout', $timeout)
+	  or die "meter_timeout is not $timeout";
+	return;
 }
 
 my $clients = 4;
@@ -139,6 +151,7 @@ foreach my $n (1 .. $tablespaces)
 	$_->{told} += verify_times($node, 'small', $_->{secret}, 1) foreach @some;
 	my $recorded = @some;
 
+	set_meter_timeout('100ms');
 	fill(0);
 	my @runs;
 	foreach my $client (1 .. $clients)
@@ -166,6 +179,7 @@ foreach my $n (1 .. $tablespaces)
 			'2>', "$dir/client$client.err");
 	}
 	$_->finish foreach @runs;
+	set_meter_timeout('1min');
 	my $errors = 0;
 	my $answers = 0;
 	foreach my $client (1 .. $clients)

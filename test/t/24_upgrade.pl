@@ -257,6 +257,7 @@ sub new_server_at
 	$server->append_conf('postgresql.conf', q(
 shared_preload_libraries = 'apikeys'
 apikeys.flush_interval = '200ms'
+apikeys.meter_timeout = '30s'
 log_statement = 'none'));
 	$server->start;
 	return $server;

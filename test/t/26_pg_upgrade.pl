@@ -46,6 +46,7 @@ sub new_link
 	$node->append_conf('postgresql.conf', q(
 apikeys.flush_interval = '200ms'
 apikeys.last_used_interval = '1s'
+apikeys.meter_timeout = '30s'
 apikeys.sweep_interval = '1s'
 jit = off
 log_statement = 'none'

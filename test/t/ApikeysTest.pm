@@ -29,6 +29,9 @@ sub new_server
 		'shared_preload_libraries' => 'apikeys',
 		'apikeys.flush_interval' => '200ms',
 
+		# Where the machine stalls, a wait is not yet a fault.
+		'apikeys.meter_timeout' => '30s',
+
 		# A secret in a test's own statement is no leak.
 		'log_statement' => 'none',
 		%settings);
