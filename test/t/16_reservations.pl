@@ -10,6 +10,7 @@ use ApikeysTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $clients = 32;
 my $node = new_server(
@@ -106,10 +107,14 @@ my $left = qq(SELECT (l ->> 'remaining')::int FROM apikey_usage('$rated_id'), js
 	           WHERE l ->> 'name' = 'rate');
 my $healed = reserve($rated, 20);
 ok($node->poll_query_until('postgres', "SELECT ($left) = 20"), 'a rate fills again');
+my $began = time;
 is( sql(qq(SELECT code FROM apikey_verify('$rated', cost => 20))),
 	'VALID', 'and is used up');
 settle($healed, 0);
-cmp_ok(sql($left), '<', 20, 'what was reserved before does not fill it');
+my $filled = sql($left);
+
+# It fills by itself meanwhile, by ten a second.
+cmp_ok($filled, '<=', 10 * (time - $began) + 1, 'what was reserved before does not fill it');
 
 # ----- Acknowledged is durable; held is charged -----
 
@@ -259,11 +264,15 @@ foreach (1 .. 3)
 	push @before, reserve($burst, 20);
 	ok($node->poll_query_until('postgres', $full), 'a rate fills again');
 }
+$began = time;
 my $codes = $node->safe_psql('postgres', join ';',
 	"SELECT code FROM apikey_reserve('$burst', 20, '1 second')",
 	map { "SELECT code FROM apikey_settle('$_', 0); SELECT code FROM apikey_reserve('$burst', 20, '1 second')" } @before);
 my @admitted = $codes =~ /VALID/g;
-is(@admitted - @before, 1, 'what was reserved long ago is no burst to use again');
+my $seconds = time - $began;
+my $bursts = @admitted - @before;
+ok($bursts >= 1 && $bursts <= 1 + 2 * int($seconds),
+	"what was reserved long ago is no burst to use again ($bursts in $seconds s)");
 
 # But what is still to come of it, behind what others have used, is given back.
 sql(q(SELECT apikey_plan_create('Slow', plan_id => 'slow');
@@ -284,9 +293,11 @@ my $large = reserve($both, 80);
 my $small = reserve($both, 10);
 settle($large, 0);
 ok($node->poll_query_until('postgres', "SELECT ($left) = 100"), 'all has filled again');
+$began = time;
 is(sql("SELECT code FROM apikey_verify('$both', cost => 40)"), 'VALID', 'some is used');
 settle($small, 0);
-cmp_ok(sql($left), '<', 69, 'and is not given back for what was held before');
+$filled = sql($left);
+cmp_ok($filled, '<=', 61 + 10 * (time - $began), 'and is not given back for what was held before');
 ok( $node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM apikeys.reservations'),
 	'nothing is held any more');
 
