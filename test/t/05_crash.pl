@@ -63,8 +63,10 @@ sub crash
 	my ($id, $secret) =
 	  issue($node, 'postgres', "'key', plan_id => '$round'");
 
-	# A third of the quota, and then in the middle of it.
-	my @runs = start_clients($secret, $round, $limit > 100 ? 0.002 : 0.3);
+	# A third of the quota, and then in the middle of it: slowly enough that
+	# some is left when it is known whom to kill.
+	my @runs = start_clients($secret, $round,
+		$limit > 100 ? 0.02 : $limit > 12 ? 0.3 : 3);
 	ok(until_true(sub { told($round) >= $limit / 3 }),
 		"clients verify ($name)");
 	$kill->();
@@ -139,6 +141,13 @@ is(verify_times($node, 'postgres', $up_secret, 200),
 	0, 'is still used up after a crash');
 cmp_ok(usage($node, 'postgres', $up),
 	'<=', 128, 'and nobody is billed for more');
+
+# The worker's first pass writes whatever it finds; the next one is far off.
+ok( $node->poll_query_until(
+		'postgres', q(
+		SELECT count(*) = 1 FROM pg_stat_activity
+		 WHERE backend_type = 'apikeys worker' AND state = 'idle')),
+	'a worker is there, and has had its first look');
 
 # A first touch right before the crash: no row tells of it yet.
 $node->safe_psql('postgres',

@@ -60,6 +60,9 @@ $node->reload;
 ok( $node->poll_query_until(
 		'postgres', "SHOW synchronous_standby_names", 'nobody'),
 	'commits wait for a standby');
+
+# They do so once the checkpointer knows.
+$node->safe_psql('postgres', 'CHECKPOINT');
 my ($ret, $stdout, $stderr) =
   $node->psql('postgres', "SELECT code FROM apikey_verify('$secret')");
 isnt($ret, 0, 'a ceiling that the standby does not confirm admits nothing');

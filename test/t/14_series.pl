@@ -128,6 +128,8 @@ is( $node->safe_psql(
 
 @runs = start_clients('crash');
 ok(until_true(sub { told('crash') >= 1000 }), 'clients verify');
+ok($node->poll_query_until('postgres', 'SELECT count(*) > 6000 FROM apikeys.requests'),
+	'and some of it is written');
 $node->kill9;
 eval { $_->finish } foreach @runs;
 ok(start_again($node), 'the server starts again');
@@ -145,6 +147,8 @@ $node->safe_psql(
 	SELECT k.id, k.api_key AS secret FROM generate_series(1, 3000) n,
 	       LATERAL apikey_create('key ' || n) k));
 my $all = 'SELECT count((apikey_verify(secret)).code) FROM many';
+my $idle = q(SELECT count(*) = 1 FROM pg_stat_activity
+	WHERE backend_type = 'apikeys worker' AND state = 'idle');
 
 sub kill_postmaster
 {
@@ -168,9 +172,13 @@ foreach my $kill (\&kill_postmaster, \&kill_worker)
 	my $before =
 	  $node->safe_psql('postgres', 'SELECT count(*) FROM apikeys.requests');
 	set('apikeys.flush_interval', '1min');
+
+	# A worker begins with a look at the journal, and adds what it finds.
+	is(verify($node, 'postgres', $secrets[0]), 'VALID', 'a worker comes');
+	ok($node->poll_query_until('postgres', $idle), 'and has had its first look');
 	is($node->safe_psql('postgres', $all), '3000', 'many keys are verified');
 	set('apikeys.flush_interval', '50ms');
-	ok(flushed($node, 'postgres', $before + 3000), 'the history is durable');
+	ok(flushed($node, 'postgres', $before + 3001), 'the history is durable');
 	cmp_ok($node->safe_psql('postgres', $journaled),
 		'>', 1000, 'the rollups wait');
 	cmp_ok(

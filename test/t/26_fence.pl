@@ -112,7 +112,7 @@ my $segment = $node->safe_psql('postgres', 'SELECT pg_walfile_name(pg_switch_wal
 ok( $node->poll_query_until('postgres',
 		"SELECT last_archived_wal >= '$segment' FROM pg_stat_archiver"),
 	'the WAL is archived');
-$node->wait_for_catchup('apikeys_elsewhere');
+$elsewhere->wait_for_subscription_sync($node, 'apikeys_elsewhere');
 
 # The other server sees no more of it.
 $elsewhere->safe_psql('postgres', 'ALTER SUBSCRIPTION apikeys_elsewhere DISABLE');
