@@ -158,7 +158,7 @@ $$;
 CREATE PROCEDURE test.until(condition text)
 LANGUAGE plpgsql AS $$
 DECLARE
-    deadline timestamptz := clock_timestamp() + '1 min';
+    deadline timestamptz := clock_timestamp() + '3 min';
     holds boolean;
 BEGIN
     LOOP

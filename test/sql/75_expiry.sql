@@ -48,9 +48,9 @@ SELECT name, expires_at = '2020-03-03 00:00+00' AS expires_at,
 -- Refused from the very moment, whatever the transaction's time is.
 SET ROLE regress_app;
 BEGIN;
-SELECT id, api_key FROM apikey_create('moment', expires_at => now() + interval '500 ms') \gset
+SELECT id, api_key FROM apikey_create('moment', expires_at => now() + interval '3 s') \gset
 SELECT code FROM apikey_verify(:'api_key');
-DO $$ BEGIN WHILE clock_timestamp() <= now() + interval '500 ms' LOOP PERFORM pg_sleep(0.01); END LOOP; END $$;
+DO $$ BEGIN WHILE clock_timestamp() <= now() + interval '3 s' LOOP PERFORM pg_sleep(0.01); END LOOP; END $$;
 SELECT code FROM apikey_verify(:'api_key');
 COMMIT;
 SELECT status FROM apikey_get(:'id');

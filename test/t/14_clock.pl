@@ -245,11 +245,11 @@ is($run->{out}, "VALID\n", 'a jump ahead does not end the wait');
 is($run->{err}, '', 'with an error');
 $run->{lock}->quit;
 
-$run = wait_for_ceiling('back', '2s');
+$run = wait_for_ceiling('back', '8s');
 set_clock(0);
 ok(client_ends($run), 'the client has an answer');
 cmp_ok(time - $run->{since}, '<', 30, 'a jump back does not make it last');
-like($run->{err}, qr/could not admit the request within 2000 ms/, 'it ends with an error');
+like($run->{err}, qr/could not admit the request within 8000 ms/, 'it ends with an error');
 $run->{lock}->query_safe('COMMIT');
 $run->{lock}->quit;
 $node->append_conf('postgresql.conf', "apikeys.meter_timeout = '60s'");

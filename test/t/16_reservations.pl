@@ -131,13 +131,12 @@ is(usage($node, 'postgres', $own_id), $after, 'nothing has changed');
 # ----- A restart -----
 
 $held = reserve($own, 100);
-my $due = reserve($own, 50, '1 second');
+my $due = reserve($own, 50, '5 seconds');
 my $ended = reserve($own, 10);
 settle($ended, 10);
 $node->restart;
 is(usage($node, 'postgres', $own_id) - $after >= 110, 1, 'what is held outlives a restart');
-is(settle($held, 30), $after + 40 + ($node->safe_psql('postgres', 'SELECT coalesce(sum(max_cost), 0) FROM apikeys.reservations')),
-	'and can be settled');
+like(settle($held, 30) - $after, qr/^(40|90)$/, 'and can be settled, whether the other is held still or not');
 ok( $node->poll_query_until(
 		'postgres',
 		"SELECT current_usage = $after + 40 FROM apikey_usage('$own_id')"),
@@ -242,7 +241,7 @@ ok( $node->poll_query_until(
 $held = reserve($short, 5);
 $blocker = lock_usage('SHARE');
 (undef, undef, my $cancelled) =
-  $node->psql('postgres', "SET statement_timeout = '500ms'; SELECT apikey_settle('$held', 1)");
+  $node->psql('postgres', "SET statement_timeout = '3s'; SELECT apikey_settle('$held', 1)");
 like($cancelled, qr/canceling statement due to statement timeout/, 'a settlement is cancelled');
 unlock($blocker);
 is(usage($node, 'postgres', $short_id), 1, 'which is too late');

@@ -215,7 +215,7 @@ my $dir = PostgreSQL::Test::Utils::tempdir;
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my ($target) = $viewer =~ m!//(.*)!;
 append_to_file("$dir/prometheus.yml", <<"END");
-global: { scrape_interval: 200ms, scrape_timeout: 200ms }
+global: { scrape_interval: 1s, scrape_timeout: 1s }
 scrape_configs:
   - job_name: apikeys
     metrics_path: /rpc/apikey_metrics
