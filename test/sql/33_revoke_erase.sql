@@ -95,7 +95,8 @@ SELECT id AS laptop, api_key AS laptop_key
                      allowed_ips => '{100.64.7.0/24,2001:db8:7::/48,100.64.77.0/24}') \gset
 SELECT id AS phone, api_key AS phone_key FROM apikey_create('eves-phone', 'eve', permissions => '{docs.read}') \gset
 SELECT id AS gone, api_key AS gone_key FROM apikey_create('eves-phone before', 'eve', expires_at => now() + '1 day') \gset
-SELECT count(*) FROM apikey_update(:'gone', '{"expires_at": "2020-01-01"}');
+-- Not so long ago that a sweep would mark it as deleted.
+SELECT count(*) FROM apikey_update(:'gone', jsonb_build_object('expires_at', now() - interval '1 hour'));
 SELECT count(*) FROM apikey_user_create('erik', 'Erik', 'erik@example.com', 'erase');
 SELECT id AS other, api_key AS other_key FROM apikey_create('eriks', 'erik', metadata => '{"keep": 1}') \gset
 SELECT code FROM apikey_verify(:'laptop_key', '/v1/a', 'GET', '100.64.7.7', cost => 5, tags => '{t}');

@@ -18,7 +18,10 @@ use UpgradeTest;
 my $node = new_server(
 	'main',
 	'apikeys.last_used_interval' => '1s',
-	'apikeys.sweep_interval' => '1s');
+	'apikeys.sweep_interval' => '1s',
+
+	# A meter that is open stays so, however long the dumps take.
+	'apikeys.worker_idle_timeout' => '1h');
 $node->start;
 $node->safe_psql('postgres', 'CREATE DATABASE source');
 install($node, 'source');

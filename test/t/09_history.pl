@@ -131,7 +131,8 @@ is( $node->safe_psql(
 
 # ----- Retention -----
 
-# A day long ago, with a partition as the worker makes them.
+# A day long ago, with a partition as the worker makes them. Both at once, lest
+# a sweep come in between.
 my $name = $node->safe_psql(
 	'postgres', q(
 	SELECT i.inhrelid::regclass FROM pg_inherits i
@@ -142,10 +143,12 @@ $name =~ s/\d{8}$/20200101/ or $name =~ s/\d{4}_\d{2}_\d{2}$/2020_01_01/;
 like($name, qr/2020/, 'the name of a partition tells its day');
 $node->safe_psql(
 	'postgres', qq(
+	BEGIN;
 	CREATE TABLE $name PARTITION OF apikeys.requests
 		FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00');
 	INSERT INTO apikeys.requests (timestamp, key_id, status, code, cost)
-	VALUES ('2020-01-01 12:00+00', '$id', 'allowed', 'VALID', 1)));
+	VALUES ('2020-01-01 12:00+00', '$id', 'allowed', 'VALID', 1);
+	COMMIT));
 
 # Verified since, so that the worker has been about.
 is(verify($node, 'postgres', $secret), 'VALID', 'a request');

@@ -93,7 +93,11 @@ my %roles = (
 		replicates => 1
 	});
 
-my $node = new_server('main', 'apikeys.flush_interval' => '50ms');
+# A sweep would be a change that no role has made.
+my $node = new_server(
+	'main',
+	'apikeys.flush_interval' => '50ms',
+	'apikeys.sweep_interval' => '1d');
 $node->start;
 $node->safe_psql('postgres', 'CREATE DATABASE app');
 $node->safe_psql('postgres', "CREATE ROLE $_ LOGIN") foreach sort keys %roles;
@@ -386,7 +390,7 @@ sub quiet
 		sub {
 			my ($pending, $now) = split /\n/, $node->safe_psql('app', q(
 				SELECT sum(value) FROM apikeys.stats
-				 WHERE name IN ('counts_pending', 'rollup_pending', 'history_lag_ms');
+				 WHERE name IN ('counts_pending', 'counts_lag_ms', 'rollup_pending', 'history_lag_ms');
 				SET search_path = public;
 				SELECT string_agg(concat_ws('=', part, contents), ' ' ORDER BY part) FROM test.snapshot()));
 			my $same = $now eq $last && $pending eq '0' && $now =~ /(?:^| )rollup_journal=(?: |$)/;
