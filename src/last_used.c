@@ -92,6 +92,7 @@ write_uses(void *arg)
 
 	/* Losing this in a crash costs nothing. */
 	ak_set_locally("synchronous_commit", "off");
+	ak_plan_by_index();
 	if (SPI_execute_with_args("UPDATE apikeys.keys k SET last_used_at = u.used"
 							  " FROM (SELECT l.id, r.used"
 							  " FROM unnest($1, $2) AS r (id, used)"

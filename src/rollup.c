@@ -39,9 +39,12 @@
 #define STEP_COUNTS_MIN 1000
 #define STEP_COUNTS_MAX 100000
 
-/* Few counts are added after a second or more, many at once, others after 30 s. */
+/*
+ * Few counts are added after a second or more, so many that the journal grows
+ * (by some 40 bytes each) at once, others after 30 s.
+ */
 #define FEW_COUNTS 1000
-#define MANY_COUNTS 100000
+#define MANY_COUNTS 2000000
 #define FEW_INTERVAL (1 * USECS_PER_SEC)
 #define USUAL_INTERVAL (30 * USECS_PER_SEC)
 
@@ -91,9 +94,9 @@ write_journal_row(Counts *counts)
 	int			n = counts->n;
 	Oid			types[] = {
 		UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, INT8ARRAYOID,
-		INT8ARRAYOID, INT4OID
+		INT8ARRAYOID, INT4OID, UUIDOID
 	};
-	Datum		args[6];
+	Datum		args[7];
 
 	if (n == 0)
 		return;
@@ -105,10 +108,12 @@ write_journal_row(Counts *counts)
 	args[3] = int8_array(counts->requests, n, INT8OID);
 	args[4] = int8_array(counts->costs, n, INT8OID);
 	args[5] = Int32GetDatum(n);
+	args[6] = counts->key_ids[0];
 	if (SPI_execute_with_args("INSERT INTO apikeys.rollup_journal"
-							  " (key_ids, starts, codes, requests, costs, counts)"
-							  " VALUES ($1, $2, $3, $4, $5, $6)",
-							  6, types, args, NULL, false, 0) != SPI_OK_INSERT)
+							  " (key_ids, starts, codes, requests, costs, counts,"
+							  " first_key)"
+							  " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+							  7, types, args, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write apikeys.rollup_journal");
 	counts->total += n;
 	counts->n = 0;
@@ -217,9 +222,10 @@ typedef struct Step
 } Step;
 
 /*
- * Take some rows of the journal, whose order does not matter.  Only this worker
- * adds rows to the rollups, so no other can come between the look for a row and
- * its insertion.
+ * Take some rows of the journal, in the order of keys: a flush's rows follow the
+ * keys, so what several flushes have counted of the same keys comes together,
+ * and is one update of a row.  Only this worker adds rows to the rollups, so no
+ * other can come between the look for a row and its insertion.
  */
 static void
 add_counts(void *arg)
@@ -235,9 +241,9 @@ add_counts(void *arg)
 	if (SPI_execute_with_args("SELECT array_agg(s.id), sum(s.counts)::bigint,"
 							  " sum(s.counts) < $1 AND count(*) < $2"
 							  " FROM (SELECT j.id, j.counts,"
-							  " sum(j.counts) OVER (ORDER BY j.id) - j.counts AS before"
-							  " FROM (SELECT id, counts FROM apikeys.rollup_journal"
-							  " ORDER BY id LIMIT $2) j) s"
+							  " sum(j.counts) OVER (ORDER BY j.first_key, j.id) - j.counts AS before"
+							  " FROM (SELECT id, first_key, counts FROM apikeys.rollup_journal"
+							  " ORDER BY first_key, id LIMIT $2) j) s"
 							  " WHERE s.before < $1",
 							  2, take_types, take_args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.rollup_journal");

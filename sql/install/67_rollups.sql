@@ -54,6 +54,7 @@ COMMENT ON CONSTRAINT rollup_totals_pkey ON apikeys.rollup_totals IS 'Totals, by
 -- writes the rollups.
 CREATE TABLE apikeys.rollup_journal (
     id uuid PRIMARY KEY DEFAULT apikeys.uuidv7(),
+    first_key uuid NOT NULL,
     key_ids uuid[] NOT NULL,
     starts timestamptz[] NOT NULL,
     codes text[] NOT NULL,
@@ -63,14 +64,19 @@ CREATE TABLE apikeys.rollup_journal (
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.rollup_journal', '');
 
+-- Taken in this order: counts of the same keys, of many flushes, at once.
+CREATE INDEX rollup_journal_first_key_idx ON apikeys.rollup_journal (first_key, id);
+
 COMMENT ON TABLE apikeys.rollup_journal IS 'What is to be added to apikeys.rollups, for up to 30 seconds';
 COMMENT ON COLUMN apikeys.rollup_journal.id IS 'Identifier';
+COMMENT ON COLUMN apikeys.rollup_journal.first_key IS 'The first of them: a row holds counts of keys that follow one another';
 COMMENT ON COLUMN apikeys.rollup_journal.key_ids IS 'The key of each count';
 COMMENT ON COLUMN apikeys.rollup_journal.starts IS 'Its hour';
 COMMENT ON COLUMN apikeys.rollup_journal.codes IS 'Its outcome';
 COMMENT ON COLUMN apikeys.rollup_journal.requests IS 'Requests with this outcome';
 COMMENT ON COLUMN apikeys.rollup_journal.costs IS 'What they consumed';
 COMMENT ON COLUMN apikeys.rollup_journal.counts IS 'How many counts the row holds';
+COMMENT ON INDEX apikeys.rollup_journal_first_key_idx IS 'The order in which they are added';
 
 CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.rollups
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();
