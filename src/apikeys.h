@@ -8,7 +8,7 @@
  *	  verify.c		 the decision, in the order of the outcomes
  *	  secret.c		 parse the secret, make its digest
  *	  find_key.c	 find the key's row (hints.c: where it was last time)
- *	  lookup.c		 find its user and its plan
+ *	  subject.c		 find its user and its plan (users.c, lookup.c)
  *	  permissions.c	 what the key may do (expression.c parses the question)
  *	  limits.c		 the limits it is held to (period.c: which period is now;
  *					 credits.c: when they refill)
@@ -20,8 +20,8 @@
  * settings (http_address.c, http_headers.c).
  *
  * and one background worker a database (launcher.c, worker.c) makes the last
- * two durable (flush.c), counts by hour and day (rollup.c) and tidies up
- * (maintain.c).
+ * two durable (flush.c, flush_history.c), counts by hour and day (rollup.c)
+ * and tidies up (maintain.c).
  *
  * Locks, in the order in which they may be taken together:
  *
@@ -438,7 +438,7 @@ extern bool ak_refill_at(const AkCredits *credits, TimestampTz now,
 						 AkSpan *span);
 extern uint32 ak_refill_mark(TimestampTz at);
 
-/* ----- lookup.c ----- */
+/* ----- remember.c, lookup.c, users.c, subject.c ----- */
 
 typedef struct AkPlan
 {

@@ -6,7 +6,7 @@
  * Resolved by name once a backend, and again after an invalidation of any of
  * them: DROP EXTENSION, REINDEX CONCURRENTLY and the like, and the update of the
  * extension, after which the library may be too old.  The same callback
- * drops the plans, users, apis and roles that lookup.c remembers: the tables'
+ * drops the plans, users, apis and roles that remember.c keeps: the tables'
  * triggers send an invalidation with each change, which reaches the backend's
  * own later commands, every other backend at commit (of a prepared transaction
  * too), and standbys.

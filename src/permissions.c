@@ -5,7 +5,7 @@
  *
  * expression.c parses and evaluates; here are its errors and where the
  * permissions come from: the key's own, and those of its roles, which
- * lookup.c remembers.
+ * remember.c keeps.
  *
  *-------------------------------------------------------------------------
  */
