@@ -15,7 +15,7 @@ DATA_built = $(BUILT_SQL)
 DATA = $(filter-out sql/upgrade/$(notdir $(BUILT_SQL)), \
 	$(patsubst $(srcdir)/%,%,$(sort $(wildcard $(srcdir)/sql/upgrade/*.sql))))
 EXTRA_CLEAN = $(BUILT_SQL) fuzz results output_iso log tmp_check tmp_check_iso \
-	regression.diffs regression.out
+	regression.diffs regression.out .built_with
 
 # The server under test needs the library preloaded: installcheck starts one.
 TEST_CONF = $(srcdir)/test/postgresql.conf
@@ -38,7 +38,13 @@ override CFLAGS += -Wall -Wextra -Werror -Wno-unused-parameter \
 	-Wno-sign-compare -Wno-missing-field-initializers
 override CPPFLAGS := -I$(srcdir)/src $(CPPFLAGS)
 
-$(OBJS): $(wildcard $(srcdir)/src/*.h)
+# Objects that were made for one server may not even load into another.
+BUILT_WITH = $(shell $(PG_CONFIG) --version), $(shell $(PG_CONFIG) --includedir-server)
+.built_with: FORCE
+	@echo '$(BUILT_WITH)' | cmp -s - $@ || echo '$(BUILT_WITH)' >$@
+.PHONY: FORCE
+
+$(OBJS) $(OBJS:.o=.bc): $(wildcard $(srcdir)/src/*.h) .built_with
 
 $(BUILT_SQL): $(INSTALL_SQL)
 	@mkdir -p $(@D)

@@ -70,7 +70,7 @@ static bool
 is_ours(Oid function)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
-	bool		is_ours = false;
+	bool		ours = false;
 
 	if (!HeapTupleIsValid(tuple))
 		return false;
@@ -84,33 +84,30 @@ is_ours(Oid function)
 		{
 			char	   *name = TextDatumGetCString(library);
 
-			is_ours = strcmp(name, "$libdir/apikeys") == 0;
+			ours = strcmp(name, "$libdir/apikeys") == 0;
 			pfree(name);
 		}
 	}
 	ReleaseSysCache(tuple);
-	return is_ours;
+	return ours;
 }
 
-/* The call, if that is all there is to a relation; or NULL. */
-static FuncExpr *
-single_call(RangeTblEntry *rte)
+/* Whether one call of ours, for one row, is all there is to a relation. */
+static bool
+is_single_call(const RangeTblEntry *rte)
 {
 	RangeTblFunction *function;
 	FuncExpr   *call;
 
-	if (rte->rtekind != RTE_FUNCTION || rte->funcordinality ||
-		list_length(rte->functions) != 1)
-		return NULL;
+	if (rte->funcordinality || list_length(rte->functions) != 1)
+		return false;
 	function = linitial_node(RangeTblFunction, rte->functions);
 	if (!IsA(function->funcexpr, FuncExpr) || function->funccolnames != NIL)
-		return NULL;
+		return false;
 	call = (FuncExpr *) function->funcexpr;
-	if (call->funcretset || !is_ours(call->funcid) ||
-		get_expr_result_type((Node *) call, NULL, NULL) != TYPEFUNC_COMPOSITE ||
-		contain_subplans((Node *) call->args))
-		return NULL;
-	return call;
+	return !call->funcretset && is_ours(call->funcid) &&
+		get_expr_result_type((Node *) call, NULL, NULL) == TYPEFUNC_COMPOSITE &&
+		!contain_subplans((Node *) call->args);
 }
 
 /* Whole rows, as locking them needs, are left to the Function Scan. */
@@ -174,11 +171,10 @@ set_rel_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti,
 
 	if (prev_set_rel_pathlist)
 		prev_set_rel_pathlist(root, rel, rti, rte);
-	if (rte->rtekind != RTE_FUNCTION || list_length(rel->pathlist) != 1)
+	if (list_length(rel->pathlist) != 1)
 		return;
 	function_scan = linitial(rel->pathlist);
-	if (function_scan->pathtype != T_FunctionScan ||
-		!IsA(function_scan, Path) || single_call(rte) == NULL ||
+	if (function_scan->pathtype != T_FunctionScan || !is_single_call(rte) ||
 		!needs_columns_only(rel))
 		return;
 
@@ -193,6 +189,7 @@ set_rel_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti,
 
 /* ----- execution ----- */
 
+/* pull_paramids() takes a statement's own parameters for these, too. */
 static bool
 collect_params(Node *node, Bitmapset **params)
 {
@@ -215,8 +212,8 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 	state->call = ExecInitExpr(call, &node->ss.ps);
 	state->context = CreateExprContext(estate);
 	collect_params((Node *) call, &state->params);
-	state->columns = palloc(sizeof(AttrNumber) *
-							Max(list_length(scan->custom_scan_tlist), 1));
+	state->columns = palloc(list_length(scan->custom_scan_tlist) *
+							sizeof(AttrNumber));
 	foreach(lc, scan->custom_scan_tlist)
 		state->columns[n++] = ((Var *) lfirst_node(TargetEntry, lc)->expr)->varattno;
 }
@@ -284,7 +281,7 @@ next_row(ScanState *node)
 static bool
 recheck_row(ScanState *node, TupleTableSlot *slot)
 {
-	return true;
+	elog(ERROR, "a row of an apikeys function cannot be checked again");
 }
 
 static TupleTableSlot *

@@ -64,7 +64,8 @@ CREATE TABLE apikeys.rollup_journal (
 );
 SELECT pg_catalog.pg_extension_config_dump('apikeys.rollup_journal', '');
 
--- Taken in this order: counts of the same keys, of many flushes, at once.
+-- Taken in this order: counts of the same keys, of many flushes, at once. (By a
+-- column, since key_ids[1] would have to be read from the TOAST table.)
 CREATE INDEX rollup_journal_first_key_idx ON apikeys.rollup_journal (first_key, id);
 
 COMMENT ON TABLE apikeys.rollup_journal IS 'What is to be added to apikeys.rollups, for up to 30 seconds';

@@ -67,6 +67,7 @@ part_clients() {
     redis_start
     n=1
     while [ $n -le $rounds ]; do
+        rest bench
         printf '%s' "Round $n of $rounds, per second:" >&2
         round "$select_one" run_select_one
         round "$select_text" run_select_text

@@ -23,6 +23,7 @@ run_latency() { # one of the contestants' commands
 part_latency() {
     n=1
     while [ $n -le $rounds ]; do
+        rest bench
         printf '%s' "Round $n of $rounds, 99th percentile, µs:" >&2
         round 'p99 of (b), µs' run_latency run_select_text
         round 'p99 of (e), µs' run_latency run_verify warm

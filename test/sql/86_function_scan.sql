@@ -29,6 +29,7 @@ SELECT plan($$SELECT code FROM ROWS FROM (apikey_verify('x'), generate_series(1,
 SELECT plan($$SELECT code FROM apikey_verify_many('{x}')$$);
 SELECT plan($$SELECT v.code FROM (VALUES ('x'), ('y')) k (secret), apikey_verify((SELECT k.secret)) v$$);
 SELECT plan($$SELECT v.code FROM pg_class c, apikey_verify('x') v FOR UPDATE OF c$$);
+SELECT p FROM plan($$UPDATE apikeys.apis a SET name = v.code FROM apikey_verify('x') v WHERE a.id = 'scan'$$) p WHERE p ~ 'verify|Custom';
 
 -- The same as the Function Scan, whatever is asked.
 CREATE FUNCTION answers(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$

@@ -22,10 +22,6 @@ my $interval = 100;    # ms
 my $seconds = max(2, int($flushes * $interval / 1000));
 $flushes = $seconds * 1000 / $interval;
 
-# In a run of seconds one moment that holds up one process decides over the
-# largest lag: only the long form is strict about that one.
-my $patience = $ENV{APIKEYS_FIGURES} ? 0 : 5000;    # ms
-
 # A busy count's row is written once in so many intervals if nobody asks.
 my $refresh = 10;
 
@@ -367,30 +363,27 @@ sub series
 		SELECT max(heap), max(index), max(lag), max(counts_lag), max(history_lag), max(dead) FROM load.samples));
 	my ($stall) = figure($node,
 		'SELECT ceil(max(ms) - min(ms)) FROM load.moments');
-	my ($flushed, $median, $usual, $oldest, $late) = figure(
+	my ($flushed, $usual, $oldest, $late) = figure(
 		$node, qq(
-		SELECT count(*), ceil(percentile_cont(0.5) WITHIN GROUP (ORDER BY lag)),
-		       ceil(percentile_cont(0.99) WITHIN GROUP (ORDER BY lag)), ceil(max(lag)),
+		SELECT count(*), ceil(percentile_cont(0.99) WITHIN GROUP (ORDER BY lag)), ceil(max(lag)),
 		       count(*) FILTER (WHERE lag > 2 * $interval)
 		  FROM (SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin) - min("timestamp")) * 1000 AS lag
 		          FROM apikeys.requests WHERE "timestamp" > '$begun' GROUP BY xmin) f));
 	my $log = slurp_file($node->logfile);
 	my @bad = $log =~ /^(.* (?:ERROR|WARNING|FATAL|PANIC): .*)$/mg;
 
-	my $in_time = 2 * $interval + $stall;
-	my $most = $in_time + $patience;
+	my $most = 2 * $interval + $stall;
 	note "$name: $verified admitted, $versions versions ($updates updates, $hot hot), bound $bound,"
 	  . " $rows rows; heap $heap of $fresh_heap, index $index of $fresh_index;"
-	  . " $dead dead; lag $lag (counts $counts_lag, history $history_lag) ms, in commits $median, $usual to $oldest ms;"
+	  . " $dead dead; lag $lag (counts $counts_lag, history $history_lag) ms, in commits $usual to $oldest ms;"
 	  . " $flushed flushes of the history, $late late; the machine stalled for $stall ms";
 
 	cmp_ok($verified, '>', 100 * $seconds, "there was a load ($name)");
-	cmp_ok($flushed, '>', $flushes / ($patience ? 8 : 2), '... over many flushes');
+	cmp_ok($flushed, '>', $flushes / 2, '... over many flushes');
 	is($versions, stat_of($node, 'usage_rows_written'),
 		'apikeys.stats counts what is written');
-	cmp_ok($lag, '<=', $most, 'apikeys.stats shows a lag of two intervals at most, but for a stall');
+	cmp_ok($lag, '<=', $most, 'apikeys.stats shows a lag of two intervals at most');
 	cmp_ok($oldest, '<=', $most, '... and the records had no larger one');
-	cmp_ok($median, '<=', $in_time, '... and were mostly in time');
 	my ($deadlocks) = figure($node, 'SELECT sum(deadlocks) FROM pg_stat_database');
 	is($deadlocks, 0, 'no deadlock');
 	is(stat_of($node, 'flush_failures'), 0, 'no failure of the worker');
@@ -424,7 +417,7 @@ sub series
 		($few, $asked_few) = even_load($node, 'few', 201, 1, 10, $time);
 		($many, $asked_many) = even_load($node, 'many', 211, 10, 1, $time);
 		note "few: $asked_few verifications, $few rows; many: $asked_many, $many";
-		cmp_ok($asked_many, '>', ($patience ? 2 : 5) * $asked_few, 'more was verified');
+		cmp_ok($asked_many, '>', 5 * $asked_few, 'more was verified');
 		cmp_ok($few, '<=', $most, 'few requests write few rows');
 		cmp_ok($many, '<=', $most, 'many write no more');
 		push @report, "as much consumed by $asked_few verifications: $few versions, by $asked_many: $many";
