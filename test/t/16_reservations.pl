@@ -140,9 +140,9 @@ is(usage($node, 'postgres', $own_id) - $after >= 110, 1, 'what is held outlives 
 # The other one may end meanwhile.
 my $still_held = 'SELECT coalesce(sum(max_cost), 0) FROM apikeys.reservations';
 my $held_before = sql($still_held) - 100;
-my $left = settle($held, 30);
+my $usage_then = settle($held, 30);
 my %usages = map { $after + 40 + $_ => 1 } $held_before, sql($still_held);
-ok($usages{$left}, 'and can be settled');
+ok($usages{$usage_then}, 'and can be settled');
 ok( $node->poll_query_until(
 		'postgres',
 		"SELECT current_usage = $after + 40 FROM apikey_usage('$own_id')"),
