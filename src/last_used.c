@@ -8,6 +8,11 @@
  * row at every flush.  Rows that somebody has locked are passed over: the next
  * use brings them up again.
  *
+ * A page has room for a few new versions of its rows, and gets it back from a
+ * transaction that is over.  Where it has none the update is not HOT, and makes
+ * an entry in each index of the table.  So, if there are many rows to update,
+ * each flush takes a part of them, as chance would have it.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -15,6 +20,8 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "lib/ilist.h"
+#include "postmaster/interrupt.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -22,19 +29,40 @@
 
 #include "worker.h"
 
-/* The worker remembers at most this many keys. */
-#define REMEMBERED_MAX 100000
+/* The worker remembers at most this many keys, in 64 bytes each, or so. */
+#define REMEMBERED_MAX 500000
+
+/* More updates than this are done in parts, by the last byte of the key's id. */
+#define FEW 1000
+#define PARTS 8
 
 typedef struct Use
 {
 	pg_uuid_t	key_id;
 	TimestampTz used;
 	TimestampTz written;		/* 0: not by this worker */
+	slist_node	node;			/* in pending_uses, if it is pending */
 	bool		pending;
 } Use;
 
 static HTAB *uses = NULL;
+static slist_head pending_uses = SLIST_STATIC_INIT(pending_uses);
 static int	npending = 0;
+
+/* What one transaction writes. */
+typedef struct Batch
+{
+	Use		  **uses;
+	int			n;
+} Batch;
+
+static void
+put_pending(Use *use)
+{
+	use->pending = true;
+	slist_push_head(&pending_uses, &use->node);
+	npending++;
+}
 
 /* Note that a key was used. */
 void
@@ -59,33 +87,62 @@ ak_note_use(const pg_uuid_t *key_id, TimestampTz at)
 	use->used = Max(use->used, at);
 	if (!use->pending &&
 		use->used - use->written >= ak_last_used_interval * USECS_PER_SEC)
-	{
-		use->pending = true;
-		npending++;
-	}
+		put_pending(use);
 }
 
+bool
+ak_uses_are_pending(void)
+{
+	return npending > 0;
+}
+
+/* Take from the pending uses those of a part, or all. */
+static void
+take_pending(Batch *batch, int part, bool all)
+{
+	slist_mutable_iter iter;
+
+	batch->uses = palloc(npending * sizeof(Use *));
+	batch->n = 0;
+	slist_foreach_modify(iter, &pending_uses)
+	{
+		Use		   *use = slist_container(Use, node, iter.cur);
+
+		if (!all && use->key_id.data[UUID_LEN - 1] % PARTS != part)
+			continue;
+		slist_delete_current(&iter);
+		use->pending = false;
+		batch->uses[batch->n++] = use;
+	}
+	npending -= batch->n;
+}
+
+static int
+compare_uses(const void *a, const void *b)
+{
+	return memcmp(&(*(Use *const *) a)->key_id, &(*(Use *const *) b)->key_id,
+				  UUID_LEN);
+}
+
+/* In the order of the keys, so that neighbours in index and table are met. */
 static void
 write_uses(void *arg)
 {
-	Datum	   *ids = palloc(npending * sizeof(Datum));
-	Datum	   *times = palloc(npending * sizeof(Datum));
+	const Batch *batch = arg;
+	Datum	   *ids = palloc(batch->n * sizeof(Datum));
+	Datum	   *times = palloc(batch->n * sizeof(Datum));
 	Datum		args[3];
 	Oid			types[] = {UUIDARRAYOID, TIMESTAMPTZARRAYOID, FLOAT8OID};
-	HASH_SEQ_STATUS seq;
-	Use		   *use;
-	int			n = 0;
 
-	hash_seq_init(&seq, uses);
-	while ((use = hash_seq_search(&seq)) != NULL)
-		if (use->pending)
-		{
-			ids[n] = UUIDPGetDatum(&use->key_id);
-			times[n++] = TimestampTzGetDatum(use->used);
-		}
-	args[0] = PointerGetDatum(construct_array(ids, n, UUIDOID, UUID_LEN, false,
-											  TYPALIGN_CHAR));
-	args[1] = PointerGetDatum(construct_array(times, n, TIMESTAMPTZOID, 8,
+	qsort(batch->uses, batch->n, sizeof(Use *), compare_uses);
+	for (int i = 0; i < batch->n; i++)
+	{
+		ids[i] = UUIDPGetDatum(&batch->uses[i]->key_id);
+		times[i] = TimestampTzGetDatum(batch->uses[i]->used);
+	}
+	args[0] = PointerGetDatum(construct_array(ids, batch->n, UUIDOID, UUID_LEN,
+											  false, TYPALIGN_CHAR));
+	args[1] = PointerGetDatum(construct_array(times, batch->n, TIMESTAMPTZOID, 8,
 											  FLOAT8PASSBYVAL,
 											  TYPALIGN_DOUBLE));
 	args[2] = Float8GetDatum(ak_last_used_interval);
@@ -94,40 +151,56 @@ write_uses(void *arg)
 	ak_set_locally("synchronous_commit", "off");
 	ak_plan_by_index();
 	if (SPI_execute_with_args("UPDATE apikeys.keys k SET last_used_at = u.used"
-							  " FROM (SELECT l.id, r.used"
+							  " FROM (SELECT l.ctid AS place, r.used"
 							  " FROM unnest($1, $2) AS r (id, used)"
 							  " JOIN apikeys.keys l ON l.id = r.id"
 							  " WHERE l.last_used_at IS NULL"
 							  " OR l.last_used_at <= r.used - make_interval(secs => $3)"
-							  " ORDER BY l.id"
 							  " FOR NO KEY UPDATE OF l SKIP LOCKED) u"
-							  " WHERE k.id = u.id",
+							  " WHERE k.ctid = u.place",
 							  3, types, args, NULL, false, 0) < 0)
 		elog(ERROR, "could not write last_used_at");
 }
 
-/* Write what was noted.  A failure is logged and forgotten. */
-void
-ak_write_uses(void)
+/* Keys are many and seldom used: forget them but for what is pending. */
+static void
+forget_written(void)
 {
 	HASH_SEQ_STATUS seq;
 	Use		   *use;
 
-	if (npending == 0)
-		return;
-	(void) ak_worker_transaction(write_uses, NULL);
-
 	hash_seq_init(&seq, uses);
 	while ((use = hash_seq_search(&seq)) != NULL)
-		if (use->pending)
-		{
-			use->pending = false;
-			use->written = use->used;
-		}
-	npending = 0;
-	if (hash_get_num_entries(uses) > REMEMBERED_MAX)
+		if (!use->pending)
+			(void) hash_search(uses, &use->key_id, HASH_REMOVE, NULL);
+}
+
+/*
+ * Write what was noted, or a part of it if that is much and not all is asked
+ * for.  A failure is logged and forgotten, unless SIGTERM is the reason: the
+ * worker writes it when it closes.
+ */
+void
+ak_write_uses(bool all)
+{
+	static int	part = 0;
+	Batch		batch;
+	bool		cancelled;
+
+	if (npending == 0)
+		return;
+	take_pending(&batch, part, all || npending <= FEW);
+	part = (part + 1) % PARTS;
+	cancelled = batch.n > 0 && !ak_worker_transaction(write_uses, &batch) &&
+		ShutdownRequestPending;
+	for (int i = 0; i < batch.n; i++)
 	{
-		hash_destroy(uses);
-		uses = NULL;
+		if (cancelled)
+			put_pending(batch.uses[i]);
+		else
+			batch.uses[i]->written = batch.uses[i]->used;
 	}
+	pfree(batch.uses);
+	if (hash_get_num_entries(uses) > REMEMBERED_MAX)
+		forget_written();
 }

@@ -284,7 +284,7 @@ static bool
 has_work(AkFlush *flush)
 {
 	return my_db->urgent || my_db->history_urgent || !ak_flush_is_clean(flush) ||
-		!ak_history_is_empty(my_db);
+		!ak_history_is_empty(my_db) || ak_uses_are_pending();
 }
 
 /* Shorter intervals hold at once. */
@@ -339,13 +339,14 @@ flush_history_due(Schedule *schedule, int64 now)
 	{
 		report("flushing history");
 		flushed = ak_flush_history(my_db);
-		if (flushed)
-			ak_write_uses();
-		else
+		if (!flushed)
 			my_db->stalled = true;
 	}
 	if (flushed)
+	{
 		my_db->history_flushed = begin;
+		ak_write_uses(false);
+	}
 	schedule->next_history = now + ak_flush_interval * INT64CONST(1000);
 	return flushed;
 }
@@ -487,7 +488,10 @@ close_meter(AkFlush *flush)
 		closed = ak_incarnation_close(my_db, flush);
 	}
 	if (closed)
+	{
+		ak_write_uses(true);
 		ak_rollup_close(my_db);
+	}
 	return closed;
 }
 

@@ -65,6 +65,7 @@ extern void ak_maintain(bool flushed);
 
 /* last_used.c */
 extern void ak_note_use(const pg_uuid_t *key_id, TimestampTz at);
-extern void ak_write_uses(void);
+extern bool ak_uses_are_pending(void);
+extern void ak_write_uses(bool all);
 
 #endif							/* APIKEYS_WORKER_H */

@@ -67,5 +67,21 @@ foreach my $round (1, 2)
 	is(read_whole(), $before, 'and no table is read as a whole');
 }
 
+# That many in parts, so that each page has room for the new versions.
+my $updates = $node->safe_psql('postgres', q(
+	SELECT n_tup_upd || ' updates of ' || n_live_tup || ' keys, HOT ' || n_tup_hot_upd
+	  FROM pg_stat_user_tables WHERE schemaname = 'apikeys' AND relname = 'keys'));
+note $updates;
+my ($all, $hot) = $updates =~ /^(\d+) .* (\d+)$/;
+cmp_ok($hot, '>', 0.9 * $all, 'last_used_at makes no new entries in indexes');
+
+# A stop waits for no part.
+my $begun = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM secrets, apikey_verify(api_key) v WHERE v.valid'),
+	$keys, 'all keys are used');
+$node->restart;
+is($node->safe_psql('postgres', "SELECT count(*) FROM apikeys.keys WHERE last_used_at > '$begun'"),
+	$keys, 'which a clean stop has written');
+
 $node->stop;
 done_testing();
