@@ -44,6 +44,37 @@
 #define ak_may_set_role(member, role) is_member_of_role(member, role)
 #endif
 
+/* 16 keeps permissions apart from the range table, 18 what was not pruned. */
+#if PG_VERSION_NUM >= 180000
+#define ak_init_range_table(estate, pstate) \
+	ExecInitRangeTable(estate, (pstate)->p_rtable, (pstate)->p_rteperminfos, \
+					   bms_make_singleton(1))
+#elif PG_VERSION_NUM >= 160000
+#define ak_init_range_table(estate, pstate) \
+	ExecInitRangeTable(estate, (pstate)->p_rtable, (pstate)->p_rteperminfos)
+#else
+#define ak_init_range_table(estate, pstate) \
+	ExecInitRangeTable(estate, (pstate)->p_rtable)
+#endif
+
+/* 16 makes the map when it is asked for. */
+#if PG_VERSION_NUM >= 160000
+#define ak_root_to_child_map(relation, estate) \
+	ExecGetRootToChildMap(relation, estate)
+#else
+#define ak_root_to_child_map(relation, estate) \
+	((relation)->ri_RootToPartitionMap)
+#endif
+
+/* 16 asks whether only summarizing indexes are concerned. */
+#if PG_VERSION_NUM >= 160000
+#define ak_insert_index_tuples(relation, slot, estate) \
+	ExecInsertIndexTuples(relation, slot, estate, false, false, NULL, NIL, false)
+#else
+#define ak_insert_index_tuples(relation, slot, estate) \
+	ExecInsertIndexTuples(relation, slot, estate, false, false, NULL, NIL)
+#endif
+
 /* 17 lets an extension name what it waits for. */
 #if PG_VERSION_NUM >= 170000
 #define ak_wait_event(name) WaitEventExtensionNew(name)

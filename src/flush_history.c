@@ -11,13 +11,26 @@
  */
 #include "postgres.h"
 
+#include "port/pg_bswap.h"
+
 #include "worker.h"
+
+/* A record, and what it is sorted by: nothing else is read meanwhile. */
+typedef struct Sorted
+{
+	int64		day;			/* of the history; AFTER_DAYS: not for it */
+	uint64		key_id[2];		/* as numbers: in the order of uuid */
+	TimestampTz timestamp;
+	const AkRecord *record;
+} Sorted;
+
+#define AFTER_DAYS PG_INT64_MAX
 
 typedef struct Collected
 {
-	const AkRecord **records;	/* sorted, those for the history first */
+	Sorted	   *records;
 	int			n;
-	int			nrecorded;		/* those for the history */
+	int			nrecorded;		/* those for the history; they come first */
 	int			capacity;
 	int			rollup_counts;	/* that they add to the rollups */
 } Collected;
@@ -26,6 +39,7 @@ static void
 collect(const AkRecord *record, void *arg)
 {
 	Collected  *collected = arg;
+	Sorted	   *sorted;
 
 	if (record->outcome == AK_VALID)
 		ak_note_use(&record->key_id, record->timestamp);
@@ -35,40 +49,50 @@ collect(const AkRecord *record, void *arg)
 	{
 		collected->capacity *= 2;
 		collected->records = repalloc_huge(collected->records,
-										   collected->capacity * sizeof(AkRecord *));
+										   collected->capacity * sizeof(Sorted));
 	}
-	collected->records[collected->n++] = record;
+	sorted = &collected->records[collected->n++];
+	sorted->day = record->touch_only ? AFTER_DAYS :
+		record->timestamp / USECS_PER_DAY;
+	memcpy(sorted->key_id, &record->key_id, UUID_LEN);
+	sorted->key_id[0] = pg_ntoh64(sorted->key_id[0]);
+	sorted->key_id[1] = pg_ntoh64(sorted->key_id[1]);
+	sorted->timestamp = record->timestamp;
+	sorted->record = record;
 }
 
 /* By day, so that partitions come one after another; then as their index. */
 static int
-compare_records(const void *a, const void *b)
+compare(const Sorted *x, const Sorted *y)
 {
-	const AkRecord *x = *(const AkRecord *const *) a;
-	const AkRecord *y = *(const AkRecord *const *) b;
-	int64		day_x = x->timestamp / USECS_PER_DAY;
-	int64		day_y = y->timestamp / USECS_PER_DAY;
-	int			order;
-
-	if (x->touch_only != y->touch_only)
-		return x->touch_only ? 1 : -1;
-	if (day_x != day_y)
-		return day_x < day_y ? -1 : 1;
-	order = memcmp(&x->key_id, &y->key_id, UUID_LEN);
-	if (order != 0)
-		return order;
+	if (x->day != y->day)
+		return x->day < y->day ? -1 : 1;
+	if (x->key_id[0] != y->key_id[0])
+		return x->key_id[0] < y->key_id[0] ? -1 : 1;
+	if (x->key_id[1] != y->key_id[1])
+		return x->key_id[1] < y->key_id[1] ? -1 : 1;
 	return x->timestamp < y->timestamp ? -1 : x->timestamp > y->timestamp;
 }
+
+#define ST_SORT sort
+#define ST_ELEMENT_TYPE Sorted
+#define ST_COMPARE(x, y) compare(x, y)
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
 
 static void
 write_collected(void *arg)
 {
 	Collected  *collected = arg;
+	const AkRecord **records = MemoryContextAllocHuge(CurrentMemoryContext,
+													  collected->n * sizeof(AkRecord *));
 
+	for (int i = 0; i < collected->n; i++)
+		records[i] = collected->records[i].record;
 	if (collected->nrecorded > 0)
-		ak_copy_history(collected->records, collected->nrecorded);
-	collected->rollup_counts = ak_rollup_journal(collected->records,
-												 collected->n);
+		ak_insert_history(records, collected->nrecorded);
+	collected->rollup_counts = ak_rollup_journal(records, collected->n);
 }
 
 /*
@@ -84,13 +108,12 @@ ak_flush_history(AkDatabase *db)
 
 	db->history_urgent = false;
 	pg_memory_barrier();
-	collected.records = palloc(collected.capacity * sizeof(AkRecord *));
+	collected.records = palloc(collected.capacity * sizeof(Sorted));
 	for (int i = 0; i < AK_LANES; i++)
 		ak_history_read(db, i, &ends[i], collect, &collected);
 	if (collected.n > 0)
 	{
-		qsort(collected.records, collected.n, sizeof(AkRecord *),
-			  compare_records);
+		sort(collected.records, collected.n);
 		if (!ak_worker_transaction(write_collected, &collected))
 		{
 			pfree(collected.records);

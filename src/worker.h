@@ -49,8 +49,8 @@ extern bool ak_incarnation_close(AkDatabase *db, AkFlush *flush);
 extern void ak_marks_leave(AkDatabase *db);
 extern void ak_marks_take(AkDatabase *db);
 
-/* copy.c */
-extern void ak_copy_history(const AkRecord **records, int n);
+/* insert.c */
+extern void ak_insert_history(const AkRecord **records, int n);
 
 /* rollup.c */
 extern int	ak_rollup_journal(const AkRecord **records, int n);
