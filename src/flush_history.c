@@ -18,13 +18,14 @@
 /* A record, and what it is sorted by: nothing else is read meanwhile. */
 typedef struct Sorted
 {
-	int64		day;			/* of the history; AFTER_DAYS: not for it */
+	int32		day;			/* of the history; AFTER_DAYS: not for it */
+	AkOutcome	outcome;
 	uint64		key_id[2];		/* as numbers: in the order of uuid */
 	TimestampTz timestamp;
 	const AkRecord *record;
 } Sorted;
 
-#define AFTER_DAYS PG_INT64_MAX
+#define AFTER_DAYS PG_INT32_MAX
 
 typedef struct Collected
 {
@@ -41,8 +42,6 @@ collect(const AkRecord *record, void *arg)
 	Collected  *collected = arg;
 	Sorted	   *sorted;
 
-	if (record->outcome == AK_VALID)
-		ak_note_use(&record->key_id, record->timestamp);
 	if (!record->touch_only)
 		collected->nrecorded++;
 	if (collected->n == collected->capacity)
@@ -54,6 +53,7 @@ collect(const AkRecord *record, void *arg)
 	sorted = &collected->records[collected->n++];
 	sorted->day = record->touch_only ? AFTER_DAYS :
 		record->timestamp / USECS_PER_DAY;
+	sorted->outcome = record->outcome;
 	memcpy(sorted->key_id, &record->key_id, UUID_LEN);
 	sorted->key_id[0] = pg_ntoh64(sorted->key_id[0]);
 	sorted->key_id[1] = pg_ntoh64(sorted->key_id[1]);
@@ -80,6 +80,26 @@ compare(const Sorted *x, const Sorted *y)
 #define ST_SCOPE static
 #define ST_DEFINE
 #include "lib/sort_template.h"
+
+/* When each key was last used: the last of its records that says VALID. */
+static void
+note_uses(const Collected *collected)
+{
+	const Sorted *last = NULL;
+
+	for (int i = 0; i < collected->n; i++)
+	{
+		const Sorted *next = &collected->records[i];
+
+		if (next->outcome != AK_VALID)
+			continue;
+		if (last != NULL && memcmp(last->key_id, next->key_id, UUID_LEN) != 0)
+			ak_note_use(&last->record->key_id, last->timestamp);
+		last = next;
+	}
+	if (last != NULL)
+		ak_note_use(&last->record->key_id, last->timestamp);
+}
 
 static void
 write_collected(void *arg)
@@ -114,6 +134,7 @@ ak_flush_history(AkDatabase *db)
 	if (collected.n > 0)
 	{
 		sort(collected.records, collected.n);
+		note_uses(&collected);
 		if (!ak_worker_transaction(write_collected, &collected))
 		{
 			pfree(collected.records);
