@@ -22,7 +22,9 @@
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
 #include "foreign/fdwapi.h"
+#include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
 #include "parser/parse_relation.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
@@ -46,12 +48,20 @@ static const char *const column_names[COLUMNS] = {
 	"ip_address", "cost", "tags"
 };
 
-/* A column that is not ours, with a default. */
-typedef struct Default
+static const Oid column_types[COLUMNS] = {
+	TIMESTAMPTZOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INETOID,
+	INT8OID, TEXTARRAYOID
+};
+
+/*
+ * A column whose value is to be computed: one that is not ours, from its
+ * default, or one of ours whose type was changed, from ours (as a CASE's).
+ */
+typedef struct Computed
 {
-	AttrNumber	attnum;
+	int			column;			/* its place in a row of the table */
 	ExprState  *value;
-} Default;
+} Computed;
 
 typedef struct Insertion
 {
@@ -60,8 +70,9 @@ typedef struct Insertion
 	ResultRelInfo *table;
 	PartitionTupleRouting *routing;
 	int			columns[COLUMNS];	/* their places in a row of the table */
-	int			ndefaults;
-	Default    *defaults;
+	int			ncomputed;
+	Computed   *computed;
+	bool		one_by_one;		/* a default may look at the row before */
 	Datum		allowed;		/* texts */
 	Datum		denied;
 	Datum		codes[AK_OUTCOMES];
@@ -71,9 +82,9 @@ typedef struct Insertion
 	ResultRelInfo *partition;
 	TupleTableSlot *rows[BATCH];	/* made when they are needed first */
 	int			nrows;
-	int			capacity;		/* 1 where a trigger may look at the last row */
-	BulkInsertState bulk;
+	int			capacity;		/* 1 where a row may depend on the one before */
 	MemoryContext memory;		/* of these rows */
+	BulkInsertState bulk;
 } Insertion;
 
 /* ----- from a record to a row ----- */
@@ -150,13 +161,16 @@ make_row(Insertion *insertion, const AkRecord *record)
 	set_column(insertion, COST, Int64GetDatum(record->cost));
 	if (record->ntags >= 0)
 		set_column(insertion, TAGS, tags_of(tags, record->ntags));
-	for (int i = 0; i < insertion->ndefaults; i++)
+	for (int i = 0; i < insertion->ncomputed; i++)
 	{
-		const Default *other = &insertion->defaults[i];
+		const Computed *computed = &insertion->computed[i];
+		ExprContext *context = GetPerTupleExprContext(insertion->estate);
+		Datum	   *value = &row->tts_values[computed->column];
+		bool	   *isnull = &row->tts_isnull[computed->column];
 
-		row->tts_values[other->attnum - 1] =
-			ExecEvalExpr(other->value, GetPerTupleExprContext(insertion->estate),
-						 &row->tts_isnull[other->attnum - 1]);
+		context->caseValue_datum = *value;
+		context->caseValue_isNull = *isnull;
+		*value = ExecEvalExpr(computed->value, context, isnull);
 	}
 	ExecStoreVirtualTuple(row);
 	MemoryContextSwitchTo(caller);
@@ -191,61 +205,87 @@ finish_row(Insertion *insertion, TupleTableSlot *row)
 		insertion->node->mt_transition_capture != NULL)
 		ExecARInsertTriggers(insertion->estate, partition, row, recheck,
 							 insertion->node->mt_transition_capture);
+	list_free(recheck);
+}
+
+/* A foreign table gets its rows one by one, and may say that it got none. */
+static void
+insert_foreign_row(Insertion *insertion)
+{
+	ResultRelInfo *partition = insertion->partition;
+	TupleTableSlot *row;
+
+	row = partition->ri_FdwRoutine->ExecForeignInsert(insertion->estate,
+													  partition,
+													  insertion->rows[0], NULL);
+	if (row == NULL)
+		return;
+	row->tts_tableOid = RelationGetRelid(partition->ri_RelationDesc);
+	finish_row(insertion, row);
+}
+
+static void
+insert_table_rows(Insertion *insertion)
+{
+	MemoryContext caller = MemoryContextSwitchTo(insertion->memory);
+
+	table_multi_insert(insertion->partition->ri_RelationDesc, insertion->rows,
+					   insertion->nrows, GetCurrentCommandId(true), 0,
+					   insertion->bulk);
+	MemoryContextSwitchTo(caller);
+	for (int i = 0; i < insertion->nrows; i++)
+		finish_row(insertion, insertion->rows[i]);
 }
 
 static void
 insert_rows(Insertion *insertion)
 {
-	ResultRelInfo *partition = insertion->partition;
-
 	if (insertion->nrows == 0)
 		return;
-	if (partition->ri_FdwRoutine != NULL)
-		(void) partition->ri_FdwRoutine->ExecForeignInsert(insertion->estate,
-														   partition,
-														   insertion->rows[0],
-														   NULL);
+	if (insertion->partition->ri_FdwRoutine != NULL)
+		insert_foreign_row(insertion);
 	else
-	{
-		MemoryContext caller = MemoryContextSwitchTo(insertion->memory);
-
-		table_multi_insert(partition->ri_RelationDesc, insertion->rows,
-						   insertion->nrows, GetCurrentCommandId(true), 0,
-						   insertion->bulk);
-		MemoryContextSwitchTo(caller);
-	}
+		insert_table_rows(insertion);
 	for (int i = 0; i < insertion->nrows; i++)
-	{
-		finish_row(insertion, insertion->rows[i]);
 		ExecClearTuple(insertion->rows[i]);
-	}
 	insertion->nrows = 0;
+}
+
+/* What was made for rows that are inserted is not needed any more. */
+static void
+forget_inserted(Insertion *insertion)
+{
+	ResetPerTupleExprContext(insertion->estate);
+	MemoryContextReset(insertion->memory);
 }
 
 static void
 leave_partition(Insertion *insertion)
 {
+	if (insertion->partition == NULL)
+		return;
 	insert_rows(insertion);
+	if (insertion->partition->ri_FdwRoutine == NULL)
+	{
+		ReleaseBulkInsertStatePin(insertion->bulk);
+		table_finish_bulk_insert(insertion->partition->ri_RelationDesc, 0);
+	}
 	for (int i = 0; i < BATCH && insertion->rows[i] != NULL; i++)
 	{
 		ExecDropSingleTupleTableSlot(insertion->rows[i]);
 		insertion->rows[i] = NULL;
 	}
-	if (insertion->bulk != NULL)
-		FreeBulkInsertState(insertion->bulk);
-	insertion->bulk = NULL;
 	insertion->partition = NULL;
 }
 
 static void
 enter_partition(Insertion *insertion, ResultRelInfo *partition)
 {
-	bool		one_by_one = partition->ri_FdwRoutine != NULL ||
-		has_before_trigger(partition);
+	bool		one_by_one = insertion->one_by_one ||
+		partition->ri_FdwRoutine != NULL || has_before_trigger(partition);
 
 	insertion->partition = partition;
 	insertion->capacity = one_by_one ? 1 : BATCH;
-	insertion->bulk = GetBulkInsertState();
 }
 
 /* The next row as its partition has it, in the batch. */
@@ -258,19 +298,11 @@ convert_row(Insertion *insertion)
 	TupleTableSlot **to = &insertion->rows[insertion->nrows];
 
 	if (*to == NULL)
-		*to = MakeSingleTupleTableSlot(RelationGetDescr(partition->ri_RelationDesc),
-									   &TTSOpsVirtual);
+		*to = table_slot_create(partition->ri_RelationDesc, NULL);
 	if (map != NULL)
 		execute_attr_map_slot(map->attrMap, from, *to);
 	else
-	{
-		int			n = from->tts_tupleDescriptor->natts;
-
-		ExecClearTuple(*to);
-		memcpy((*to)->tts_values, from->tts_values, n * sizeof(Datum));
-		memcpy((*to)->tts_isnull, from->tts_isnull, n * sizeof(bool));
-		ExecStoreVirtualTuple(*to);
-	}
+		ExecCopySlot(*to, from);
 	(*to)->tts_tableOid = RelationGetRelid(partition->ri_RelationDesc);
 	return *to;
 }
@@ -289,6 +321,8 @@ put_row(Insertion *insertion)
 	if (partition != insertion->partition)
 	{
 		leave_partition(insertion);
+		ExecMaterializeSlot(insertion->row);
+		forget_inserted(insertion);
 		enter_partition(insertion, partition);
 	}
 	row = convert_row(insertion);
@@ -296,52 +330,91 @@ put_row(Insertion *insertion)
 		!ExecBRInsertTriggers(estate, partition, row))
 		return;					/* not wanted */
 	constraints = partition->ri_RelationDesc->rd_att->constr;
-	if (constraints != NULL)
-	{
-		if (constraints->has_generated_stored)
-			ExecComputeStoredGenerated(partition, estate, row, CMD_INSERT);
+	if (constraints != NULL && constraints->has_generated_stored)
+		ExecComputeStoredGenerated(partition, estate, row, CMD_INSERT);
+	if (constraints != NULL && partition->ri_FdwRoutine == NULL)
 		ExecConstraints(partition, row, estate);
-	}
+	if (has_before_trigger(partition))
+		ExecPartitionCheck(partition, row, estate, true);
 	if (++insertion->nrows == insertion->capacity)
 		insert_rows(insertion);
 }
 
 /* ----- the table ----- */
 
-/* Where our columns are, and what the others have by default. */
+static void
+add_computed(Insertion *insertion, int column, Node *expression)
+{
+	Expr	   *value = expression_planner((Expr *) expression);
+
+	if (contain_volatile_functions_not_nextval((Node *) value))
+		insertion->one_by_one = true;
+	insertion->computed[insertion->ncomputed++] = (Computed)
+	{
+		.column = column,
+		.value = ExecInitExpr(value, NULL)
+	};
+}
+
+/* From a value of our type to a column's, as an assignment converts it. */
+static Node *
+conversion_to(const FormData_pg_attribute *attribute, Oid type)
+{
+	CaseTestExpr *ours = makeNode(CaseTestExpr);
+	Node	   *converted;
+
+	ours->typeId = type;
+	ours->typeMod = -1;
+	ours->collation = get_typcollation(type);
+	converted = coerce_to_target_type(NULL, (Node *) ours, type,
+									  attribute->atttypid, attribute->atttypmod,
+									  COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST,
+									  -1);
+	if (converted == NULL || attribute->attgenerated)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of the history cannot be written",
+						NameStr(attribute->attname)),
+				 errdetail("It should be an ordinary column of type %s.", format_type_be(type))));
+	return converted;
+}
+
+/* Where our columns are, and what is to be computed. */
 static void
 find_columns(Insertion *insertion, Relation rel)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 	bool	   *is_ours = palloc0(desc->natts * sizeof(bool));
 
+	insertion->computed = palloc(desc->natts * sizeof(Computed));
 	for (int i = 0; i < COLUMNS; i++)
 	{
-		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), column_names[i]);
+		int			column = get_attnum(RelationGetRelid(rel), column_names[i]) - 1;
+		FormData_pg_attribute *attribute;
 
-		if (attnum == InvalidAttrNumber)
+		if (column < 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of relation \"%s\" does not exist",
 							column_names[i], RelationGetRelationName(rel))));
-		insertion->columns[i] = attnum - 1;
-		is_ours[attnum - 1] = true;
+		attribute = TupleDescAttr(desc, column);
+		insertion->columns[i] = column;
+		is_ours[column] = true;
+		if (attribute->atttypid != column_types[i] ||
+			attribute->atttypmod != -1 || attribute->attgenerated)
+			add_computed(insertion, column,
+						 conversion_to(attribute, column_types[i]));
 	}
-	insertion->defaults = palloc(desc->natts * sizeof(Default));
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(desc, i);
-		Expr	   *value;
+		Node	   *value;
 
 		if (is_ours[i] || attribute->attisdropped || attribute->attgenerated)
 			continue;
-		value = (Expr *) build_column_default(rel, i + 1);
+		value = build_column_default(rel, i + 1);
 		if (value != NULL)
-			insertion->defaults[insertion->ndefaults++] = (Default)
-			{
-				.attnum = i + 1,
-				.value = ExecInitExpr(expression_planner(value), NULL)
-			};
+			add_computed(insertion, i, value);
 	}
 	pfree(is_ours);
 }
@@ -370,6 +443,7 @@ begin(Insertion *insertion, EState *estate, Relation rel)
 	insertion->routing = ExecSetupPartitionTupleRouting(estate, rel);
 	insertion->row = MakeSingleTupleTableSlot(RelationGetDescr(rel),
 											  &TTSOpsVirtual);
+	insertion->bulk = GetBulkInsertState();
 	insertion->memory = AllocSetContextCreate(CurrentMemoryContext,
 											  "apikeys history rows",
 											  ALLOCSET_DEFAULT_SIZES);
@@ -397,16 +471,13 @@ ak_insert_history(const AkRecord **records, int n)
 	ExecBSInsertTriggers(estate, insertion.table);
 	for (int i = 0; i < n; i++)
 	{
-		/* What was made for rows that are inserted is not needed any more. */
 		if (insertion.nrows == 0)
-		{
-			ResetPerTupleExprContext(estate);
-			MemoryContextReset(insertion.memory);
-		}
+			forget_inserted(&insertion);
 		make_row(&insertion, records[i]);
 		put_row(&insertion);
 	}
 	leave_partition(&insertion);
+	FreeBulkInsertState(insertion.bulk);
 	ExecASInsertTriggers(estate, insertion.table,
 						 insertion.node->mt_transition_capture);
 	AfterTriggerEndQuery(estate);

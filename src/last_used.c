@@ -5,8 +5,8 @@
  *
  * A key's row is updated when it is used for the first time and then at most
  * once in apikeys.last_used_interval, so that a hot key does not rewrite its
- * row at every flush.  Rows that somebody has locked are passed over: the next
- * use brings them up again.
+ * row at every flush.  Rows that somebody has locked, or changes meanwhile, are
+ * passed over: a use after the interval brings them up again.
  *
  * A page has room for a few new versions of its rows, and gets it back from a
  * transaction that is over.  Where it has none the update is not HOT, and makes
@@ -169,6 +169,12 @@ forget_written(void)
 	HASH_SEQ_STATUS seq;
 	Use		   *use;
 
+	if (npending == 0)
+	{
+		hash_destroy(uses);
+		uses = NULL;
+		return;
+	}
 	hash_seq_init(&seq, uses);
 	while ((use = hash_seq_search(&seq)) != NULL)
 		if (!use->pending)
