@@ -39,7 +39,7 @@ override CFLAGS += -Wall -Wextra -Werror -Wno-unused-parameter \
 override CPPFLAGS := -I$(srcdir)/src $(CPPFLAGS)
 
 # Objects that were made for one server may not even load into another.
-BUILT_WITH = $(shell $(PG_CONFIG) --version), $(shell $(PG_CONFIG) --includedir-server)
+BUILT_WITH = $(shell $(PG_CONFIG) --version --configure | cksum)
 .built_with: FORCE
 	@echo '$(BUILT_WITH)' | cmp -s - $@ || echo '$(BUILT_WITH)' >$@
 .PHONY: FORCE

@@ -144,10 +144,14 @@ sub cut_off_and_kill
 {
 	my ($microseconds) = @_;
 	my $sender = $primary->safe_psql('postgres', 'SELECT pid FROM pg_stat_replication');
+	my @others = split /\n/, $primary->safe_psql('postgres',
+		"SELECT pid FROM pg_stat_activity WHERE pid NOT IN (pg_backend_pid(), $sender)");
 	kill 'STOP', $sender or die "walsender: $!";
 	usleep($microseconds);
 	$primary->kill9;
-	kill 'KILL', $sender;
+
+	# It may hold a lock, and nobody is there any more to end who waits for it.
+	kill 'KILL', $sender, @others;
 	return;
 }
 
