@@ -6,7 +6,7 @@
  * As COPY FROM does it: rows find their partition, go into it by the page, and
  * then get their entries in its indexes; defaults, constraints and triggers
  * hold.  But the rows are made from the records as they are in the buffer, with
- * no format in between, and become tuples only in their page.
+ * no format in between.
  *
  *-------------------------------------------------------------------------
  */
