@@ -22,7 +22,6 @@
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
 #include "foreign/fdwapi.h"
-#include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "parser/parse_coerce.h"
 #include "parser/parse_relation.h"
@@ -185,13 +184,6 @@ has_before_trigger(const ResultRelInfo *partition)
 		partition->ri_TrigDesc->trig_insert_before_row;
 }
 
-static bool
-has_after_trigger(const ResultRelInfo *partition)
-{
-	return partition->ri_TrigDesc != NULL &&
-		partition->ri_TrigDesc->trig_insert_after_row;
-}
-
 /* The row is in its partition: its index entries, and AFTER triggers. */
 static void
 finish_row(Insertion *insertion, TupleTableSlot *row)
@@ -201,10 +193,8 @@ finish_row(Insertion *insertion, TupleTableSlot *row)
 
 	if (partition->ri_NumIndices > 0)
 		recheck = ak_insert_index_tuples(partition, row, insertion->estate);
-	if (has_after_trigger(partition) ||
-		insertion->node->mt_transition_capture != NULL)
-		ExecARInsertTriggers(insertion->estate, partition, row, recheck,
-							 insertion->node->mt_transition_capture);
+	ExecARInsertTriggers(insertion->estate, partition, row, recheck,
+						 insertion->node->mt_transition_capture);
 	list_free(recheck);
 }
 
