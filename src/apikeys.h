@@ -543,7 +543,9 @@ typedef struct MeterKey
 #define AK_REQUEST 254
 
 /*
- * One count: a subject in a period.  Guarded by the subject's partition.
+ * One count: a subject in a period, and with it the state of one rate of the
+ * same subject, so that a key with a quota and a rate takes one entry.  Other
+ * rates have an entry each.  Guarded by the subject's partition.
  *
  * Two counts are kept: "charged" is what the limit is held against, "lost" is
  * the part of it that nobody consumed but a crash cost; their difference is
@@ -552,10 +554,11 @@ typedef struct MeterKey
  * Of credits, a refill takes off "charged" and off "lost" alike: what is left of
  * the grants rises, what is billed does not change.
  *
- * Of a rate, "charged" is the theoretical arrival time of the next request, in
- * ns, "given_back" is all that was ever taken off it again, "ceiling" how far
- * ahead of now it can be (0: not known yet), and "life" tells entries of the
- * same rate from each other.  The rest is unused: see rate.c.
+ * Of a rate, "arrival" is the theoretical arrival time of the next request (see
+ * rate.c), "given_back" is all that was ever taken off it again, "fill" says how
+ * far ahead of now it can be, and "life" tells one stay of the rate in memory
+ * from another.  With AK_NO_FILL there is no rate in this entry.  An entry of its
+ * own (AK_RATE) uses nothing else.
  *
  * Of a request's id, "charged" is when it was charged, or 0: see request_id.c.
  *
@@ -567,24 +570,26 @@ typedef struct MeterEntry
 {
 	MeterKey	key;
 	int64		charged;
-	union
-	{
-		int64		lost;
-		int64		given_back;
-	};
+	int64		lost;
 	int64		ceiling;		/* durable: admission stays at or below it */
 	int64		written;		/* charged as durable; AK_UNWRITTEN: no row */
 	int64		limit;			/* last one seen; -1: unlimited */
+	int64		arrival;		/* ns since 2000 */
+	int64		given_back;		/* ns */
+	int64		rate_name;		/* hash */
 	uint32		wanted;			/* a caller waits to charge as much */
 	union
 	{
-		uint32		refilled;	/* mark of the last refill; see credits.c */
-		uint32		life;
+		uint32		refilled;	/* of credits: mark of the last refill; see
+								 * credits.c */
+		uint32		life;		/* else */
 	};
 	uint32		next;			/* in its bucket, or in the free list */
 	uint32		next_dirty;		/* on its way to the worker */
-	uint32		refundable;		/* charges that may yet be given back: the
+	uint32		refundable:26;	/* charges that may yet be given back: the
 								 * entry stays */
+	uint32		fill:6;			/* log2 of the ns that the rate takes to fill,
+								 * rounded up */
 	bool		in_use:1;
 	bool		dirty:1;		/* the worker has it, or it is on its way */
 	bool		recent:1;		/* used since the clock hand came by */
@@ -595,7 +600,10 @@ typedef struct MeterEntry
 	uint8		changes_written;
 } MeterEntry;
 
-StaticAssertDecl(sizeof(MeterEntry) == 96, "a count takes 96 bytes");
+StaticAssertDecl(sizeof(MeterEntry) == 120, "an entry takes 120 bytes");
+
+#define AK_NO_FILL 0
+#define AK_FILL_UNKNOWN 63		/* no request has said it yet */
 
 #define AK_UNWRITTEN PG_INT64_MIN
 
@@ -620,8 +628,8 @@ typedef struct AkLimit
 	uint32		refill_due;		/* mark of the last refill that is due, or 0 */
 	TimestampTz refill_next;	/* when the next one is, DT_NOEND: never */
 	int64		lost;			/* of credits: the entry's, when charged */
-	int64		arrival;		/* of a rate: the entry's then, and given_back */
-	uint32		life;			/* of a rate: the entry's then */
+	int64		arrival;		/* of a rate: its own then, and given_back */
+	uint32		life;			/* of a rate: its own then */
 	int64		used;			/* of a reservation that is settled */
 	bool		refuses;		/* set by the decision, as is the next */
 	AkCount		count;			/* after it */

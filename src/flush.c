@@ -240,7 +240,7 @@ plan_row(const AkFlush *flush, MeterEntry *entry, const Tracked *tracked,
 	row->charged = entry->charged;
 	row->lost = entry->lost;
 	row->ceiling = ceiling;
-	row->refilled = entry->refilled;
+	row->refilled = entry->key.period == AK_CREDITS ? entry->refilled : 0;
 	row->changes = entry->changes;
 	row->asked = entry->raise_asked;
 	return DUE_NOW;

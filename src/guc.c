@@ -85,7 +85,7 @@ ak_define_settings(void)
 							   PGC_USERSET, 0,
 							   check_default_prefix, NULL, NULL);
 	DefineCustomIntVariable("apikeys.max_tracked_keys",
-							"How many counts (a key or user, in a period) the meter holds at once.",
+							"How many counts (a key or user, in a period, with one rate) the meter holds at once.",
 							"Idle ones beyond it are evicted and read back from apikeys.usage.",
 							&ak_max_tracked_keys, 100000, 1000, 100000000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);

@@ -125,8 +125,8 @@ collect_rate(const MeterEntry *entry, void *arg)
 	Datum		values[] = {
 		uuid_copy(&entry->key.subject_id),
 		BoolGetDatum(entry->key.is_user),
-		Int64GetDatum(entry->key.period_start),
-		Int64GetDatum(entry->charged)
+		Int64GetDatum(entry->rate_name),
+		Int64GetDatum(entry->arrival)
 	};
 
 	add_row(arg, values);

@@ -69,6 +69,15 @@ ak_meter_key(MeterKey *key, const AkCatalog *catalog,
 	key->is_user = is_user;
 }
 
+/* What a limit has counted so far: of a rate, its arrival time. */
+void
+ak_limit_count(AkLimit *limit, const MeterEntry *entry)
+{
+	limit->count.charged = ak_limit_is_rate(limit) ? entry->arrival :
+		entry->charged;
+	limit->count.billed = entry->charged - entry->lost;
+}
+
 /* The outcome of a charge that some limits refuse: a rate comes first. */
 static AkOutcome
 refusal_of(const AkCharge *charge)
@@ -84,7 +93,7 @@ static bool
 refuses(const AkLimit *limit, const MeterEntry *entry, TimestampTz now)
 {
 	if (ak_limit_is_rate(limit))
-		return !ak_rate_admits(&limit->rate, entry->charged, limit->cost, now);
+		return !ak_rate_admits(&limit->rate, entry->arrival, limit->cost, now);
 	if (limit->cost == 0)
 		return false;
 	if (ak_is_unlimited(&limit->key, limit->amount))
@@ -114,9 +123,9 @@ take(AkDatabase *db, const AkCharge *charge, AkLimit *limit,
 		entry->refundable++;
 	if (ak_limit_is_rate(limit))
 	{
-		entry->charged = ak_rate_charge(&limit->rate, entry->charged,
+		entry->arrival = ak_rate_charge(&limit->rate, entry->arrival,
 										limit->cost, charge->now);
-		limit->arrival = entry->charged + entry->given_back;
+		limit->arrival = entry->arrival + entry->given_back;
 		limit->life = entry->life;
 		return;
 	}
@@ -182,13 +191,12 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 	{
 		AkLimit    *limit = &charge->limits[i];
 
-		entries[i]->limit = limit->amount;
 		entries[i]->recent = true;
 		if (ak_limit_is_rate(limit))
-		{
-			entries[i]->ceiling = limit->rate.burst * limit->rate.emission;
-			ak_entry_follow_clock(entries[i], charge->now);
-		}
+			ak_rate_follow_clock_by(entries[i], limit->rate.burst *
+									limit->rate.emission, charge->now);
+		else
+			entries[i]->limit = limit->amount;
 		if (ak_limit_is_credits(limit))
 		{
 			if (!ak_can_change(entries[i]))
@@ -233,8 +241,7 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 			limit->refuses = false;
 		if (result == CHARGED)
 			take(db, charge, limit, entries[i], nudge);
-		limit->count.charged = entries[i]->charged;
-		limit->count.billed = entries[i]->charged - entries[i]->lost;
+		ak_limit_count(limit, entries[i]);
 	}
 	return result;
 }

@@ -16,7 +16,39 @@ extern uint32 ak_entry_allocate(void);
 extern void ak_entry_insert(uint32 i, const MeterEntry *filled);
 extern void ak_entry_free(uint32 i);
 extern uint32 ak_entries_removed(const MeterKey *key);
-extern void ak_entry_follow_clock(MeterEntry *entry, TimestampTz now);
+extern uint32 ak_bucket_first(const MeterKey *key);
+
+/* meter_rate.c; likewise. */
+extern void ak_rate_entry(MeterEntry *entry, const MeterKey *key, int64 arrival);
+extern bool ak_rate_insert(const MeterEntry *filled);
+extern void ak_rate_move(MeterEntry *ended, MeterEntry *entry);
+extern bool ak_rate_is_filling(const MeterEntry *entry, TimestampTz now);
+extern void ak_rate_follow_clock_by(MeterEntry *entry, int64 fill, TimestampTz now);
+extern void ak_rate_follow_clock(MeterEntry *entry, TimestampTz now);
+
+/* meter.c */
+extern void ak_limit_count(AkLimit *limit, const MeterEntry *entry);
+
+static inline bool
+ak_has_rate(const MeterEntry *entry)
+{
+	return entry->fill != AK_NO_FILL;
+}
+
+static inline bool
+ak_is_quota(const MeterKey *key)
+{
+	return key->period != AK_RATE && key->period != AK_REQUEST &&
+		key->period != AK_CREDITS;
+}
+
+static inline bool
+ak_same_subject(const MeterKey *a, const MeterKey *b)
+{
+	return memcmp(&a->subject_id, &b->subject_id, UUID_LEN) == 0 &&
+		a->generation == b->generation && a->database == b->database &&
+		a->is_user == b->is_user;
+}
 
 static inline AkDatabase *
 ak_database_of(const MeterKey *key)

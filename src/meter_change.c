@@ -101,7 +101,7 @@ settle(AkDatabase *db, const AkLimit *limit, MeterEntry *entry, int64 used,
 										  limit->arrival - entry->given_back,
 										  ak_database_clock(db, GetCurrentTimestamp()));
 
-		entry->charged -= back;
+		entry->arrival -= back;
 		entry->given_back += back;
 		return;
 	}
@@ -232,8 +232,7 @@ change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
 			ak_refill(db, limit, entry);
 		change_entry(db, charge, limit, entry, change);
 		versions[i] = entry->changes;
-		limit->count.charged = entry->charged;
-		limit->count.billed = entry->charged - entry->lost;
+		ak_limit_count(limit, entry);
 	}
 	charge->changed = true;
 	return CHARGED;

@@ -83,23 +83,31 @@ ak_partitions_unlock(const AkPartitions *partitions)
 
 /* ----- counts that are not in memory ----- */
 
+/* What a rate begins with. */
+static void
+read_rate(const AkLimit *limit, MeterEntry *entry)
+{
+	TimestampTz crash = ak_crash_horizon(ak_catalog(), &limit->key.subject_id);
+	int64		arrival = 0;
+
+	if (crash > limit->rate.created_at)
+		arrival = ak_rate_after_crash(&limit->rate, crash);
+	if (!ak_database_of(&limit->key)->open)
+		arrival = Max(arrival, ak_rate_mark(&limit->key));
+	ak_rate_entry(entry, &limit->key, arrival);
+}
+
 /* What a limit's entry begins with. */
 static void
 read_entry(const AkLimit *limit, MeterEntry *entry)
 {
-	memset(entry, 0, sizeof(MeterEntry));
 	if (ak_limit_is_rate(limit))
 	{
-		TimestampTz crash = ak_crash_horizon(ak_catalog(),
-											 &limit->key.subject_id);
-
-		if (crash > limit->rate.created_at)
-			entry->charged = ak_rate_after_crash(&limit->rate, crash);
-		if (!ak_database_of(&limit->key)->open)
-			entry->charged = Max(entry->charged, ak_rate_mark(&limit->key));
+		read_rate(limit, entry);
+		return;
 	}
-	else
-		ak_usage_row(&limit->key, limit->amount, entry);
+	memset(entry, 0, sizeof(MeterEntry));
+	ak_usage_row(&limit->key, limit->amount, entry);
 	entry->key = limit->key;
 	entry->limit = limit->amount;
 	entry->in_use = true;
@@ -115,42 +123,68 @@ read_request(const MeterKey *key, MeterEntry *entry)
 	entry->in_use = true;
 }
 
+/* A count that is being read, and what the meter was like before. */
+typedef struct Loading
+{
+	MeterEntry	entry;
+	uint32		removed;
+	uint32		opened;
+} Loading;
+
+/*
+ * Whether what was read, without a lock, is the last word: no entry of the
+ * partition went away meanwhile (the worker writes only what has an entry) and
+ * the meter was not closed.  The caller holds the partition.
+ */
+static bool
+is_last_word(const Loading *loading)
+{
+	const MeterKey *key = &loading->entry.key;
+	AkDatabase *db = ak_database_of(key);
+
+	return db->open && db->opened == loading->opened &&
+		db->generation == key->generation &&
+		ak_entries_removed(key) == loading->removed && ak_entry_find(key) == NULL;
+}
+
 /*
  * Bring a limit's count into memory, a quota's from apikeys.usage (a rate that
  * is not in memory is full), or without a limit a request's id.  False if there
- * is no entry to be had.  The row is read without a lock; it is the last word if
- * no entry of the partition went away meanwhile (the worker writes only what has
- * an entry) and the meter was not closed.
+ * is no entry to be had.
  */
 static bool
 load_entry(const MeterKey *key, const AkLimit *limit)
 {
-	AkDatabase *db = ak_database_of(key);
 	LWLock	   *lock = ak_partition_lock(key);
-	MeterEntry	loaded;
-	uint32		removed_before;
-	uint32		opened_before;
+	Loading		loading;
 	uint32		i;
+	bool		done;
 
 	LWLockAcquire(lock, LW_SHARED);
-	removed_before = ak_entries_removed(key);
-	opened_before = db->opened;
+	loading.removed = ak_entries_removed(key);
+	loading.opened = ak_database_of(key)->opened;
 	LWLockRelease(lock);
 
 	if (limit != NULL)
-		read_entry(limit, &loaded);
+		read_entry(limit, &loading.entry);
 	else
-		read_request(key, &loaded);
+		read_request(key, &loading.entry);
+
+	/* A rate needs no entry of its own where a count of its subject has room. */
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	done = ak_has_rate(&loading.entry) && is_last_word(&loading) &&
+		ak_rate_insert(&loading.entry);
+	LWLockRelease(lock);
+	if (done)
+		return true;
+
 	i = ak_entry_allocate();
 	if (i == AK_NONE)
 		return false;
-
 	LWLockAcquire(lock, LW_EXCLUSIVE);
-	if (db->open && db->opened == opened_before &&
-		db->generation == key->generation &&
-		ak_entries_removed(key) == removed_before && ak_entry_find(key) == NULL)
+	if (is_last_word(&loading))
 	{
-		ak_entry_insert(i, &loaded);
+		ak_entry_insert(i, &loading.entry);
 		i = AK_NONE;
 	}
 	LWLockRelease(lock);
@@ -200,9 +234,9 @@ peek(AkLimit *limit)
 			LWLockRelease(lock);
 		}
 	} while (!settled);
-	limit->count.charged = ak_is_refill_due(limit, &found) ?
-		ak_charged_after_refill(limit, found.charged) : found.charged;
-	limit->count.billed = found.charged - found.lost;
+	ak_limit_count(limit, &found);
+	if (ak_is_refill_due(limit, &found))
+		limit->count.charged = ak_charged_after_refill(limit, found.charged);
 }
 
 /*

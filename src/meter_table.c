@@ -107,23 +107,43 @@ ak_partition_lock(const MeterKey *key)
 	return &ak_shared->partitions[partition_of(key)].lock;
 }
 
-/* The subject chooses the partition, the rest of the key the bucket in it. */
+/*
+ * The subject chooses the partition, and the bucket in it, so that its rates
+ * are found with whatever count they are.  It has few counts, but may have many
+ * requests: these have buckets of their own.
+ */
 static uint32 *
 bucket_of(const MeterKey *key)
 {
 	uint64		subject = subject_hash(key);
-	uint64		rest = hash_combine64(subject, (uint64) key->period_start ^
-									  ((uint64) key->generation << 32 |
-									   key->period));
+	uint64		request = key->period == AK_REQUEST ? key->period_start : 0;
+	uint64		rest = hash_combine64(subject, request ^ key->generation);
 
 	return &table->buckets[(subject % AK_PARTITIONS) *
 						   table->buckets_per_partition +
 						   (rest & (table->buckets_per_partition - 1))];
 }
 
+/* The first entry of a key's bucket, or AK_NONE. */
+uint32
+ak_bucket_first(const MeterKey *key)
+{
+	return *bucket_of(key);
+}
+
 /* MeterKey has no padding. */
 StaticAssertDecl(sizeof(MeterKey) == 32, "MeterKey is hashed and compared as bytes");
 
+static bool
+is_found(const MeterEntry *entry, const MeterKey *key)
+{
+	if (key->period == AK_RATE)
+		return ak_has_rate(entry) && entry->rate_name == key->period_start &&
+			ak_same_subject(&entry->key, key);
+	return memcmp(&entry->key, key, sizeof(MeterKey)) == 0;
+}
+
+/* The entry of a key, of a rate the one that it is in, or NULL. */
 MeterEntry *
 ak_entry_find(const MeterKey *key)
 {
@@ -133,24 +153,11 @@ ak_entry_find(const MeterKey *key)
 	{
 		MeterEntry *entry = &ak_shared->entries[i];
 
-		if (memcmp(&entry->key, key, sizeof(MeterKey)) == 0)
+		if (is_found(entry, key))
 			return entry;
 		i = entry->next;
 	}
 	return NULL;
-}
-
-/* Put a filled entry into the table.  The caller holds its partition. */
-void
-ak_entry_insert(uint32 i, const MeterEntry *filled)
-{
-	uint32	   *bucket = bucket_of(&filled->key);
-
-	ak_shared->entries[i] = *filled;
-	if (filled->key.period == AK_RATE)
-		ak_shared->entries[i].life = ak_entries_removed(&filled->key) + 1;
-	ak_shared->entries[i].next = *bucket;
-	*bucket = i;
 }
 
 void
@@ -178,30 +185,56 @@ remove_entry(MeterEntry *entry)
 }
 
 /*
- * After the wall clock was set back, a rate's arrival time can be further ahead
- * than any request moves it: the rate would refuse until the clock has caught
- * up.  Then it counts as used up now, and fills from there.  The same when the
- * rate was replaced by a faster one.
- *
- * "now" may be old, since its caller may have waited meanwhile: what others
- * were admitted is not taken back for that.
+ * Whether an entry can go: what it says is durable, or of no account.  The
+ * caller holds its partition.
  */
-void
-ak_entry_follow_clock(MeterEntry *entry, TimestampTz now)
+static bool
+can_go(const MeterEntry *entry, TimestampTz now)
 {
-	if (entry->key.period != AK_RATE || entry->ceiling == 0 ||
-		entry->charged - now * 1000 <= entry->ceiling)
-		return;
-	entry->charged = Min(entry->charged,
-						 GetCurrentTimestamp() * 1000 + entry->ceiling);
+	return !entry->dirty && entry->refundable == 0 &&
+		!ak_rate_is_filling(entry, now);
 }
 
-/* A rate that is not full again is known to memory alone. */
-static bool
-is_filling(const MeterEntry *entry, TimestampTz now)
+/*
+ * The first entry of a new period: those of the same subject's periods that
+ * have ended make room, and what is left of their rate is the new one's.  The
+ * caller holds the partition.
+ */
+static void
+replace_ended(MeterEntry *entry)
 {
-	return entry->key.period == AK_RATE &&
-		!ak_rate_is_full(entry->charged, now);
+	TimestampTz now = GetCurrentTimestamp();
+	uint32		i = *bucket_of(&entry->key);
+
+	while (i != AK_NONE)
+	{
+		MeterEntry *ended = &ak_shared->entries[i];
+
+		i = ended->next;
+		if (!ak_same_subject(&ended->key, &entry->key) ||
+			ended->key.period != entry->key.period ||
+			ended->key.period_start >= entry->key.period_start)
+			continue;
+		ak_rate_move(ended, entry);
+		if (can_go(ended, now))
+			remove_entry(ended);
+	}
+}
+
+/* Put a filled entry into the table.  The caller holds its partition. */
+void
+ak_entry_insert(uint32 i, const MeterEntry *filled)
+{
+	uint32	   *bucket = bucket_of(&filled->key);
+	MeterEntry *entry = &ak_shared->entries[i];
+
+	*entry = *filled;
+	if (ak_has_rate(entry))
+		entry->life = ak_entries_removed(&entry->key) + 1;
+	entry->next = *bucket;
+	*bucket = i;
+	if (ak_is_quota(&entry->key))
+		replace_ended(entry);
 }
 
 /*
@@ -225,12 +258,10 @@ evict_one(void)
 		if (!entry->in_use || entry->dirty)
 			continue;
 		LWLockAcquire(lock, LW_EXCLUSIVE);
-		if (entry->in_use && !entry->dirty &&
-			memcmp(&entry->key, &key, sizeof(key)) == 0)
+		if (entry->in_use && memcmp(&entry->key, &key, sizeof(key)) == 0)
 		{
-			ak_entry_follow_clock(entry, now);
-			evicted = !entry->recent && entry->refundable == 0 &&
-				!is_filling(entry, now);
+			ak_rate_follow_clock(entry, now);
+			evicted = !entry->recent && can_go(entry, now);
 			if (evicted)
 				remove_entry(entry);
 			else
@@ -288,48 +319,6 @@ ak_meter_forget(uint32 generation, bool closing)
 			!(closing && entry->refundable > 0))
 			remove_entry(entry);
 		LWLockRelease(lock);
-	}
-}
-
-/* Put a rate into a closed meter.  Errors: 53400 if there is no room. */
-void
-ak_meter_put_rate(const MeterKey *key, int64 arrival)
-{
-	MeterEntry	entry = {.key = *key,.charged = arrival,.in_use = true};
-	LWLock	   *lock = ak_partition_lock(key);
-	uint32		i = ak_entry_allocate();
-
-	if (i == AK_NONE)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("the meter has no room for a rate"),
-				 errhint("Raise \"%s\" (now %d) and restart the server.",
-						 "apikeys.max_tracked_keys", ak_max_tracked_keys)));
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	if (ak_entry_find(key) == NULL)
-	{
-		ak_entry_insert(i, &entry);
-		i = AK_NONE;
-	}
-	LWLockRelease(lock);
-	if (i != AK_NONE)
-		ak_entry_free(i);
-}
-
-/* Show the rates of a closed meter that are not full. */
-void
-ak_meter_each_rate(uint32 generation, AkEntryVisitor visit, void *arg)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	for (int i = 0; i < ak_max_tracked_keys; i++)
-	{
-		MeterEntry	entry = ak_shared->entries[i];
-
-		ak_entry_follow_clock(&entry, now);
-		if (entry.in_use && entry.key.generation == generation &&
-			is_filling(&entry, now))
-			visit(&entry, arg);
 	}
 }
 

@@ -8,6 +8,7 @@ use warnings FATAL => 'all';
 use FindBin;
 use lib $FindBin::RealBin;
 use ApikeysTest;
+use ClockTest;
 use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -22,28 +23,7 @@ my $node = new_server(
 	'apikeys.sweep_interval' => '1s',
 	'apikeys.expired_key_grace' => '0',
 	'apikeys.meter_timeout' => '60s');
-my $dir = PostgreSQL::Test::Utils::tempdir;
-my ($clock, $library) = ("$dir/clock", "$dir/clock.so");
 my $day = 24 * 60 * 60;
-
-# Sets the server's wall clock, as an offset to the real one.
-sub set_clock
-{
-	my ($seconds) = @_;
-
-	open my $file, '+<', $clock or die "could not open $clock: $!";
-	syswrite($file, pack('q', $seconds)) == 8 or die "could not set the clock: $!";
-	close $file;
-	return;
-}
-
-sub start_with_clock
-{
-	local $ENV{LD_PRELOAD} = $library;
-	local $ENV{APIKEYS_TEST_CLOCK} = $clock;
-
-	return start_again($node);
-}
 
 sub sql
 {
@@ -113,11 +93,8 @@ sub replace_worker
 	return;
 }
 
-append_to_file($clock, pack('q', 0));
-command_ok(
-	[ 'gcc', '-Wall', '-Werror', '-O1', '-fPIC', '-shared', '-o', $library, "$FindBin::RealBin/clock.c" ],
-	'the clock is built');
-ok(start_with_clock(), 'a server with a clock of its own starts');
+build_clock();
+ok(start_with_clock($node), 'a server with a clock of its own starts');
 install($node);
 is_ahead_by(0, 'as it is');
 
@@ -268,7 +245,7 @@ flushes('and again');
 set_clock(0);
 $node->append_conf('postgresql.conf', "apikeys.flush_interval = '60s'");
 $node->stop;
-ok(start_with_clock(), 'a clean restart');
+ok(start_with_clock($node), 'a clean restart');
 is(verify($node, 'postgres', $many), 'VALID', 'the worker starts');
 ok( $node->poll_query_until(
 		'postgres', q(
@@ -279,7 +256,7 @@ is(verify_times($node, 'postgres', $wide, 40), 40, 'an idle key is used');
 is( sql("SELECT sum(current_usage) FROM apikeys.usage WHERE subject_id = '$wide_id'"),
 	2, 'of which no row tells');
 $node->stop('immediate');
-ok(start_with_clock(), 'the server starts after a crash');
+ok(start_with_clock($node), 'the server starts after a crash');
 cmp_ok(verify_times($node, 'postgres', $wide, 6500),
 	'<=', 6400 - 42, 'no more than the limit is admitted');
 $node->append_conf('postgresql.conf', "apikeys.flush_interval = '50ms'");
@@ -292,14 +269,14 @@ set_clock($day);
 ok(recovers($mark), 'a rate is used');
 $node->stop;
 set_clock(0);
-ok(start_with_clock(), 'the server starts a day earlier');
+ok(start_with_clock($node), 'the server starts a day earlier');
 is(period_start(), $today, 'today once more');
 is(verify_times($node, 'postgres', $quota, 10), 0, 'whose quota is used up');
 ok(recovers($mark), 'a rate that was used a day ahead recovers');
 
 $node->stop;
 set_clock(-$day);
-ok(start_with_clock(), 'the server starts yesterday');
+ok(start_with_clock($node), 'the server starts yesterday');
 is(verify_times($node, 'postgres', $quota, 10), 5, 'yesterday has its quota, once');
 flushes('yesterday');
 ok( $node->poll_query_until(
@@ -314,7 +291,7 @@ is(verify_times($node, 'postgres', $quota, 10), 0, 'and so is tomorrow');
 is(verify_times($node, 'postgres', $paid, 10), 0, 'whose refill has come already');
 $node->stop('immediate');
 set_clock(-$day);
-ok(start_with_clock(), 'after a crash, yesterday again');
+ok(start_with_clock($node), 'after a crash, yesterday again');
 is(verify_times($node, 'postgres', $quota, 10), 0, 'which is used up');
 flushes('after all of that');
 is( sql(q(SELECT string_agg(current_usage::text, ' ' ORDER BY period_start)
