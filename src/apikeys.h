@@ -241,6 +241,7 @@ typedef struct AkDatabase
 	uint32		ntracked;		/* counts the worker looks after */
 	uint64		rollup_rows;	/* written; the worker's own, as all of these */
 	uint64		rollup_pending; /* counts in apikeys.rollup_journal */
+	uint32		uses_pending;	/* keys whose last_used_at is due */
 	pg_uuid_t	rollup_tidied;	/* the key that tidying has come to */
 	bool		rollup_tidying; /* it is under way */
 	TimestampTz rollup_tidied_at;	/* its last end, how long it takes, and how

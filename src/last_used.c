@@ -90,12 +90,6 @@ ak_note_use(const pg_uuid_t *key_id, TimestampTz at)
 		put_pending(use);
 }
 
-bool
-ak_uses_are_pending(void)
-{
-	return npending > 0;
-}
-
 /* Take from the pending uses those of a part, or all. */
 static void
 take_pending(Batch *batch, int part, bool all)
@@ -185,14 +179,17 @@ forget_written(void)
  * Write what was noted, or a part of it if that is much and not all is asked
  * for.  A failure is logged and forgotten, unless SIGTERM is the reason: the
  * worker writes it when it closes.
+ *
+ * What a worker that failed had pending is forgotten with it.
  */
 void
-ak_write_uses(bool all)
+ak_write_uses(AkDatabase *db, bool all)
 {
 	static int	part = 0;
 	Batch		batch;
 	bool		cancelled;
 
+	db->uses_pending = npending;
 	if (npending == 0)
 		return;
 	take_pending(&batch, part, all || npending <= FEW);
@@ -206,6 +203,7 @@ ak_write_uses(bool all)
 		else
 			batch.uses[i]->written = batch.uses[i]->used;
 	}
+	db->uses_pending = npending;
 	pfree(batch.uses);
 	if (hash_get_num_entries(uses) > REMEMBERED_MAX)
 		forget_written();

@@ -118,6 +118,8 @@ apikeys_statistics(PG_FUNCTION_ARGS)
 		"rows written to apikeys.rollups");
 	put(result, "rollup_pending", db->rollup_pending,
 		"counts in apikeys.rollup_journal, to be added to apikeys.rollups");
+	put(result, "last_used_pending", db->uses_pending,
+		"keys whose last_used_at is due, many of them in eight flushes");
 	put(result, "usage_rows_written", db->usage_rows,
 		"rows written to apikeys.usage");
 	put(result, "ceilings_raised", db->ceilings_raised,

@@ -284,7 +284,7 @@ static bool
 has_work(AkFlush *flush)
 {
 	return my_db->urgent || my_db->history_urgent || !ak_flush_is_clean(flush) ||
-		!ak_history_is_empty(my_db) || ak_uses_are_pending();
+		!ak_history_is_empty(my_db) || my_db->uses_pending > 0;
 }
 
 /* Shorter intervals hold at once. */
@@ -345,7 +345,7 @@ flush_history_due(Schedule *schedule, int64 now)
 	if (flushed)
 	{
 		my_db->history_flushed = begin;
-		ak_write_uses(false);
+		ak_write_uses(my_db, false);
 	}
 	schedule->next_history = now + ak_flush_interval * INT64CONST(1000);
 	return flushed;
@@ -489,7 +489,7 @@ close_meter(AkFlush *flush)
 	}
 	if (closed)
 	{
-		ak_write_uses(true);
+		ak_write_uses(my_db, true);
 		ak_rollup_close(my_db);
 	}
 	return closed;

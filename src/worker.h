@@ -65,7 +65,6 @@ extern void ak_maintain(bool flushed);
 
 /* last_used.c */
 extern void ak_note_use(const pg_uuid_t *key_id, TimestampTz at);
-extern bool ak_uses_are_pending(void);
-extern void ak_write_uses(bool all);
+extern void ak_write_uses(AkDatabase *db, bool all);
 
 #endif							/* APIKEYS_WORKER_H */

@@ -122,12 +122,13 @@ agrees() { # database, what verified() said before, history rows expected
     return 1
 }
 
-# The rollups that the worker has put off, for up to 30 s, are not the next
-# round's. A quick one has not the time.
+# What the worker has put off, rollups for up to 30 s and last_used_at for eight
+# flushes, is not the next contestant's. A quick one has not the time.
 rest() { # database
     waited=0
     while [ $quick = no ] && [ $waited -lt 300 ] &&
-        [ "$(sql "$1" -c "SELECT value FROM apikeys.stats WHERE name = 'rollup_pending'")" -gt 0 ]; do
+        [ "$(sql "$1" -c "SELECT sum(value) FROM apikeys.stats
+            WHERE name IN ('rollup_pending', 'last_used_pending')")" -gt 0 ]; do
         waited=$((waited + 1))
         sleep 0.2
     done

@@ -75,6 +75,9 @@ note $updates;
 my ($all, $hot) = $updates =~ /^(\d+) .* (\d+)$/;
 cmp_ok($hot, '>', 0.9 * $all, 'last_used_at makes no new entries in indexes');
 
+ok( $node->poll_query_until('postgres', "SELECT value = 0 FROM apikeys.stats WHERE name = 'last_used_pending'"),
+	'none is pending in the end');
+
 # A stop waits for no part.
 my $begun = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM secrets, apikey_verify(api_key) v WHERE v.valid'),
