@@ -558,7 +558,7 @@ typedef struct MeterKey
  * Of a rate, "arrival" is the theoretical arrival time of the next request (see
  * rate.c), "given_back" is all that was ever taken off it again, "fill" says how
  * far ahead of now it can be, and "life" tells one stay of the rate in memory
- * from another.  With AK_NO_FILL there is no rate in this entry.  An entry of its
+ * from another.  With AK_NO_RATE there is no rate in this entry.  An entry of its
  * own (AK_RATE) uses nothing else.
  *
  * Of a request's id, "charged" is when it was charged, or 0: see request_id.c.
@@ -603,7 +603,7 @@ typedef struct MeterEntry
 
 StaticAssertDecl(sizeof(MeterEntry) == 120, "an entry takes 120 bytes");
 
-#define AK_NO_FILL 0
+#define AK_NO_RATE 0
 #define AK_FILL_UNKNOWN 63		/* no request has said it yet */
 
 #define AK_UNWRITTEN PG_INT64_MIN

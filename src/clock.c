@@ -6,7 +6,7 @@
  * How long something takes is measured by a clock that nobody sets: intervals,
  * timeouts, when the worker looks next.  What has a date is told by the wall
  * clock, which may jump: expiry, the history, rates (see
- * ak_entry_follow_clock()).  The periods of quotas go by the wall clock too,
+ * ak_rate_follow_clock()).  The periods of quotas go by the wall clock too,
  * but never back.
  *
  *-------------------------------------------------------------------------

@@ -73,9 +73,10 @@ ak_meter_key(MeterKey *key, const AkCatalog *catalog,
 void
 ak_limit_count(AkLimit *limit, const MeterEntry *entry)
 {
-	limit->count.charged = ak_limit_is_rate(limit) ? entry->arrival :
-		entry->charged;
-	limit->count.billed = entry->charged - entry->lost;
+	bool		is_rate = ak_limit_is_rate(limit);
+
+	limit->count.charged = is_rate ? entry->arrival : entry->charged;
+	limit->count.billed = is_rate ? 0 : entry->charged - entry->lost;
 }
 
 /* The outcome of a charge that some limits refuse: a rate comes first. */
@@ -266,6 +267,7 @@ ak_meter_charge(AkCharge *charge, AkRecord *record)
 		ak_history_overflow == AK_OVERFLOW_DROP;
 	bool		nudge = false;
 	int			missing = 0;
+	int			loads = 0;
 	ChargeResult result;
 
 	ak_partitions_find(charge, &partitions);
@@ -279,8 +281,10 @@ ak_meter_charge(AkCharge *charge, AkRecord *record)
 
 		if (result == CHARGED || result == EXCEEDED || result == REPEATED)
 			break;
-		if (result == MISSING && ak_load_missing(charge, missing))
+		if (result == MISSING && loads++ < AK_LOADS_MAX &&
+			ak_load_missing(charge, missing))
 			continue;
+		loads = 0;
 		if (result == HISTORY_FULL)
 		{
 			may_drop = !ak_wait_once(&for_room);

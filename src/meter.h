@@ -14,14 +14,16 @@
 extern MeterEntry *ak_entry_find(const MeterKey *key);
 extern uint32 ak_entry_allocate(void);
 extern void ak_entry_insert(uint32 i, const MeterEntry *filled);
+extern bool ak_entry_join(const MeterEntry *filled);
 extern void ak_entry_free(uint32 i);
 extern uint32 ak_entries_removed(const MeterKey *key);
-extern uint32 ak_bucket_first(const MeterKey *key);
 
 /* meter_rate.c; likewise. */
 extern void ak_rate_entry(MeterEntry *entry, const MeterKey *key, int64 arrival);
-extern bool ak_rate_insert(const MeterEntry *filled);
-extern void ak_rate_move(MeterEntry *ended, MeterEntry *entry);
+extern void ak_rate_begin(MeterEntry *entry, const MeterEntry *filled);
+extern bool ak_rate_goes_along(const MeterEntry *entry);
+extern void ak_rate_move(MeterEntry *from, MeterEntry *to);
+extern int64 ak_rate_fill(const MeterEntry *entry);
 extern bool ak_rate_is_filling(const MeterEntry *entry, TimestampTz now);
 extern void ak_rate_follow_clock_by(MeterEntry *entry, int64 fill, TimestampTz now);
 extern void ak_rate_follow_clock(MeterEntry *entry, TimestampTz now);
@@ -32,14 +34,13 @@ extern void ak_limit_count(AkLimit *limit, const MeterEntry *entry);
 static inline bool
 ak_has_rate(const MeterEntry *entry)
 {
-	return entry->fill != AK_NO_FILL;
+	return entry->fill != AK_NO_RATE;
 }
 
 static inline bool
 ak_is_quota(const MeterKey *key)
 {
-	return key->period != AK_RATE && key->period != AK_REQUEST &&
-		key->period != AK_CREDITS;
+	return key->period < AK_CREDITS;
 }
 
 static inline bool
@@ -84,6 +85,12 @@ extern void ak_mark_dirty(AkDatabase *db, MeterEntry *entry);
 extern void ak_partitions_find(const AkCharge *charge, AkPartitions *partitions);
 extern void ak_partitions_lock(const AkPartitions *partitions);
 extern void ak_partitions_unlock(const AkPartitions *partitions);
+
+/*
+ * So often what is missing is loaded without a decision.  Where hardly anything
+ * can be evicted, the limits of one charge may evict each other: then it waits.
+ */
+#define AK_LOADS_MAX (2 * AK_LIMITS_MAX)
 
 /* Instead of the number of a limit: the request itself has no entry yet. */
 #define AK_MISSING_REQUEST (-1)

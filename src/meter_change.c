@@ -282,6 +282,7 @@ ak_meter_change(AkCharge *charge, AkChange change)
 	AkWait		for_worker;
 	uint8		versions[AK_LIMITS_MAX];
 	int			missing = 0;
+	int			loads = 0;
 	ChargeResult result;
 
 	charge->changed = false;
@@ -295,8 +296,10 @@ ak_meter_change(AkCharge *charge, AkChange change)
 
 		if (result == CHARGED || result == EXCEEDED)
 			break;
-		if (result == MISSING && ak_load_missing(charge, missing))
+		if (result == MISSING && loads++ < AK_LOADS_MAX &&
+			ak_load_missing(charge, missing))
 			continue;
+		loads = 0;
 		if (!ak_wait_once(&for_worker))
 			ak_wait_failed(&for_worker);
 	}
@@ -321,6 +324,7 @@ ak_meter_try_settle(AkCharge *charge)
 	AkPartitions partitions;
 	uint8		versions[AK_LIMITS_MAX];
 	int			missing = 0;
+	int			loads = 0;
 	ChargeResult result;
 
 	charge->changed = false;
@@ -330,6 +334,7 @@ ak_meter_try_settle(AkCharge *charge)
 		ak_partitions_lock(&partitions);
 		result = change_locked(db, charge, AK_SETTLE, versions, &missing);
 		ak_partitions_unlock(&partitions);
-	} while (result == MISSING && ak_load_missing(charge, missing));
+	} while (result == MISSING && loads++ < AK_LOADS_MAX &&
+			 ak_load_missing(charge, missing));
 	return result == CHARGED;
 }

@@ -111,6 +111,7 @@ read_entry(const AkLimit *limit, MeterEntry *entry)
 	entry->key = limit->key;
 	entry->limit = limit->amount;
 	entry->in_use = true;
+	entry->recent = true;
 }
 
 /* What the entry of a request's id begins with. */
@@ -121,6 +122,7 @@ read_request(const MeterKey *key, MeterEntry *entry)
 	entry->charged = entry->written = ak_request_row(key);
 	entry->key = *key;
 	entry->in_use = true;
+	entry->recent = true;
 }
 
 /* A count that is being read, and what the meter was like before. */
@@ -158,7 +160,7 @@ load_entry(const MeterKey *key, const AkLimit *limit)
 	LWLock	   *lock = ak_partition_lock(key);
 	Loading		loading;
 	uint32		i;
-	bool		done;
+	bool		done = false;
 
 	LWLockAcquire(lock, LW_SHARED);
 	loading.removed = ak_entries_removed(key);
@@ -170,11 +172,13 @@ load_entry(const MeterKey *key, const AkLimit *limit)
 	else
 		read_request(key, &loading.entry);
 
-	/* A rate needs no entry of its own where a count of its subject has room. */
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	done = ak_has_rate(&loading.entry) && is_last_word(&loading) &&
-		ak_rate_insert(&loading.entry);
-	LWLockRelease(lock);
+	/* Only where its subject has no room it needs an entry more. */
+	if (limit != NULL)
+	{
+		LWLockAcquire(lock, LW_EXCLUSIVE);
+		done = !is_last_word(&loading) || ak_entry_join(&loading.entry);
+		LWLockRelease(lock);
+	}
 	if (done)
 		return true;
 

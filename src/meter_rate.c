@@ -5,9 +5,9 @@
  *	  room, or in an entry by itself.
  *
  * A rate is in one place at a time, and found there by its subject and name
- * (ak_entry_find()).  It moves only while nothing of its entry can be given
- * back.  What it says is known to memory alone until it is full again, so its
- * entry stays as long.
+ * (ak_entry_find()).  It leaves an entry only while nothing of it can be given
+ * back, and takes its life along.  What it says is known to memory alone until
+ * it is full again, so its entry stays as long.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,56 +27,46 @@ ak_rate_entry(MeterEntry *entry, const MeterKey *key, int64 arrival)
 	entry->rate_name = key->period_start;
 	entry->fill = AK_FILL_UNKNOWN;
 	entry->in_use = true;
+	entry->recent = true;
 }
 
 static void
-put(MeterEntry *entry, const MeterEntry *filled, uint32 life)
+put(MeterEntry *entry, const MeterEntry *from, uint32 life)
 {
-	entry->arrival = filled->arrival;
-	entry->given_back = filled->given_back;
-	entry->rate_name = filled->rate_name;
-	entry->fill = filled->fill;
+	entry->arrival = from->arrival;
+	entry->given_back = from->given_back;
+	entry->rate_name = from->rate_name;
+	entry->fill = from->fill;
 	entry->life = life;
 }
 
-/*
- * Put a rate to a count of its subject.  False if none has room.  The caller
- * holds the partition, and has looked that the rate is nowhere.
- */
-bool
-ak_rate_insert(const MeterEntry *filled)
+/* A rate that was not in memory has come into an entry. */
+void
+ak_rate_begin(MeterEntry *entry, const MeterEntry *filled)
 {
-	uint32		i = ak_bucket_first(&filled->key);
-
-	while (i != AK_NONE)
-	{
-		MeterEntry *entry = &ak_shared->entries[i];
-
-		if (ak_is_quota(&entry->key) && !ak_has_rate(entry) &&
-			ak_same_subject(&entry->key, &filled->key))
-		{
-			put(entry, filled, ak_entries_removed(&filled->key) + 1);
-			return true;
-		}
-		i = entry->next;
-	}
-	return false;
+	put(entry, filled, ak_entries_removed(&filled->key) + 1);
 }
 
 /*
- * Move a rate from a count whose period has ended to the one that follows,
- * unless it can be given back, or was not used in that period: it may be one
- * that is no more.  The caller holds the partition.
+ * Whether a rate goes along where another quota of its subject follows: not if
+ * it was full when its own quota's period began, since it may be one that is no
+ * more.
  */
-void
-ak_rate_move(MeterEntry *ended, MeterEntry *entry)
+bool
+ak_rate_goes_along(const MeterEntry *entry)
 {
-	if (!ak_has_rate(ended) || ak_has_rate(entry) || ended->refundable > 0 ||
-		ak_rate_is_full(ended->arrival, ended->key.period_start))
-		return;
-	put(entry, ended, ended->life);
-	ended->fill = AK_NO_FILL;
-	ended->life = 0;
+	return ak_has_rate(entry) &&
+		(entry->key.period == AK_RATE ||
+		 !ak_rate_is_full(entry->arrival, entry->key.period_start));
+}
+
+/* Move a rate.  The caller holds the partition. */
+void
+ak_rate_move(MeterEntry *from, MeterEntry *to)
+{
+	put(to, from, from->life);
+	from->fill = AK_NO_RATE;
+	from->life = 0;
 }
 
 /* A rate that is not full again is known to memory alone. */
@@ -84,6 +74,14 @@ bool
 ak_rate_is_filling(const MeterEntry *entry, TimestampTz now)
 {
 	return ak_has_rate(entry) && !ak_rate_is_full(entry->arrival, now);
+}
+
+/* How many ns an entry's rate takes to fill at most, as far as is known. */
+int64
+ak_rate_fill(const MeterEntry *entry)
+{
+	return entry->fill == AK_FILL_UNKNOWN ? PG_INT64_MAX :
+		INT64CONST(1) << entry->fill;
 }
 
 /*
@@ -110,7 +108,7 @@ follow_clock(MeterEntry *entry, int64 fill, TimestampTz now)
 void
 ak_rate_follow_clock_by(MeterEntry *entry, int64 fill, TimestampTz now)
 {
-	entry->fill = Max(pg_ceil_log2_64(fill), AK_NO_FILL + 1);
+	entry->fill = Max(pg_ceil_log2_64(fill), AK_NO_RATE + 1);
 	follow_clock(entry, fill, now);
 }
 
@@ -118,8 +116,8 @@ ak_rate_follow_clock_by(MeterEntry *entry, int64 fill, TimestampTz now)
 void
 ak_rate_follow_clock(MeterEntry *entry, TimestampTz now)
 {
-	if (ak_has_rate(entry) && entry->fill != AK_FILL_UNKNOWN)
-		follow_clock(entry, INT64CONST(1) << entry->fill, now);
+	if (ak_has_rate(entry))
+		follow_clock(entry, ak_rate_fill(entry), now);
 }
 
 /* Put a rate into a closed meter.  Errors: 53400 if there is no room. */
@@ -158,9 +156,10 @@ ak_meter_each_rate(uint32 generation, AkEntryVisitor visit, void *arg)
 	{
 		MeterEntry	entry = ak_shared->entries[i];
 
+		if (!entry.in_use || entry.key.generation != generation)
+			continue;
 		ak_rate_follow_clock(&entry, now);
-		if (entry.in_use && entry.key.generation == generation &&
-			ak_rate_is_filling(&entry, now))
+		if (ak_rate_is_filling(&entry, now))
 			visit(&entry, arg);
 	}
 }

@@ -18,8 +18,12 @@
 
 #include "meter.h"
 
-/* How many entries an eviction looks at before it gives up for now. */
+/*
+ * How many entries an eviction locks, and how many it looks at, before it gives
+ * up for now.
+ */
 #define EVICTION_EFFORT 4096
+#define EVICTION_LOOKS 1000000
 
 /* What the hash table needs of its own, beside the entries. */
 typedef struct MeterTable
@@ -124,13 +128,6 @@ bucket_of(const MeterKey *key)
 						   (rest & (table->buckets_per_partition - 1))];
 }
 
-/* The first entry of a key's bucket, or AK_NONE. */
-uint32
-ak_bucket_first(const MeterKey *key)
-{
-	return *bucket_of(key);
-}
-
 /* MeterKey has no padding. */
 StaticAssertDecl(sizeof(MeterKey) == 32, "MeterKey is hashed and compared as bytes");
 
@@ -195,30 +192,88 @@ can_go(const MeterEntry *entry, TimestampTz now)
 		!ak_rate_is_filling(entry, now);
 }
 
+static bool
+has_ended(const MeterEntry *entry, const MeterKey *successor)
+{
+	return entry->key.period == successor->period &&
+		entry->key.period_start < successor->period_start;
+}
+
 /*
- * The first entry of a new period: those of the same subject's periods that
- * have ended make room, and what is left of their rate is the new one's.  The
- * caller holds the partition.
+ * A quota has come into memory: it takes along the rate of the one before, which
+ * goes if it can.  The caller holds the partition.
  */
 static void
-replace_ended(MeterEntry *entry)
+succeed(MeterEntry *quota)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	uint32		i = *bucket_of(&entry->key);
+	uint32		i = *bucket_of(&quota->key);
 
 	while (i != AK_NONE)
 	{
-		MeterEntry *ended = &ak_shared->entries[i];
+		MeterEntry *other = &ak_shared->entries[i];
 
-		i = ended->next;
-		if (!ak_same_subject(&ended->key, &entry->key) ||
-			ended->key.period != entry->key.period ||
-			ended->key.period_start >= entry->key.period_start)
+		i = other->next;
+		if (other == quota || !ak_is_quota(&other->key) ||
+			!ak_same_subject(&other->key, &quota->key) ||
+			has_ended(quota, &other->key))
 			continue;
-		ak_rate_move(ended, entry);
-		if (can_go(ended, now))
-			remove_entry(ended);
+		if (!ak_has_rate(quota) && other->refundable == 0 &&
+			ak_rate_goes_along(other))
+			ak_rate_move(other, quota);
+		if (has_ended(other, &quota->key) && can_go(other, GetCurrentTimestamp()))
+			remove_entry(other);
 	}
+}
+
+/*
+ * Put a quota where its subject has an entry to spare: a rate's by itself, or
+ * that of a period that has ended.
+ */
+static bool
+take_over(MeterEntry *entry, const MeterEntry *filled)
+{
+	MeterEntry	before = *entry;
+
+	if (before.key.period != AK_RATE &&
+		(!has_ended(entry, &filled->key) || entry->dirty || entry->refundable > 0))
+		return false;
+	*entry = *filled;
+	entry->next = before.next;
+	entry->refundable = before.refundable;
+	if (ak_rate_goes_along(&before))
+		ak_rate_move(&before, entry);
+	table->removed[partition_of(&filled->key)]++;
+	succeed(entry);
+	return true;
+}
+
+/*
+ * Put what was loaded to what its subject has in memory: a rate to a quota that
+ * has none, a quota as above.  So that a subject which is in memory finds room
+ * where nobody else does.  False if there is no such place.  The caller holds the
+ * partition, and has looked that it is nowhere.
+ */
+bool
+ak_entry_join(const MeterEntry *filled)
+{
+	uint32		i = *bucket_of(&filled->key);
+
+	while (i != AK_NONE)
+	{
+		MeterEntry *entry = &ak_shared->entries[i];
+
+		i = entry->next;
+		if (!ak_same_subject(&entry->key, &filled->key))
+			continue;
+		if (ak_is_quota(&filled->key) && take_over(entry, filled))
+			return true;
+		if (ak_has_rate(filled) && ak_is_quota(&entry->key) && !ak_has_rate(entry))
+		{
+			ak_rate_begin(entry, filled);
+			return true;
+		}
+	}
+	return false;
 }
 
 /* Put a filled entry into the table.  The caller holds its partition. */
@@ -229,12 +284,21 @@ ak_entry_insert(uint32 i, const MeterEntry *filled)
 	MeterEntry *entry = &ak_shared->entries[i];
 
 	*entry = *filled;
-	if (ak_has_rate(entry))
-		entry->life = ak_entries_removed(&entry->key) + 1;
+	if (ak_has_rate(filled))
+		ak_rate_begin(entry, filled);
 	entry->next = *bucket;
 	*bucket = i;
 	if (ak_is_quota(&entry->key))
-		replace_ended(entry);
+		succeed(entry);
+}
+
+/* Whether a look without the lock says that a rate keeps an entry. */
+static bool
+is_plainly_filling(const MeterEntry *entry, TimestampTz now)
+{
+	int64		ahead = entry->arrival - now * 1000;
+
+	return ak_has_rate(entry) && ahead > 0 && ahead <= ak_rate_fill(entry);
 }
 
 /*
@@ -246,7 +310,9 @@ evict_one(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	for (int effort = 0; effort < EVICTION_EFFORT; effort++)
+	int			effort = 0;
+
+	for (int looks = 0; looks < EVICTION_LOOKS && effort < EVICTION_EFFORT; looks++)
 	{
 		uint32		i = pg_atomic_fetch_add_u32(&ak_shared->hand, 1) %
 			ak_max_tracked_keys;
@@ -255,8 +321,9 @@ evict_one(void)
 		LWLock	   *lock = ak_partition_lock(&key);
 		bool		evicted = false;
 
-		if (!entry->in_use || entry->dirty)
+		if (!entry->in_use || entry->dirty || is_plainly_filling(entry, now))
 			continue;
+		effort++;
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		if (entry->in_use && memcmp(&entry->key, &key, sizeof(key)) == 0)
 		{

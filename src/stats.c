@@ -139,13 +139,13 @@ apikeys_statistics(PG_FUNCTION_ARGS)
 	put(result, "charge_waits", db->charge_waits,
 		"times a verification slept until the worker made room");
 	put(result, "tracked_keys", tracked,
-		"counts of this database that the meter holds");
+		"entries of this database in the meter: counts, rates by themselves, requests by id");
 	put(result, "meter_used", used,
 		"the same, all databases");
 	put(result, "meter_capacity", ak_max_tracked_keys,
-		"counts that the meter can hold (apikeys.max_tracked_keys)");
+		"entries that the meter can hold (apikeys.max_tracked_keys)");
 	put(result, "evictions", pg_atomic_read_u64(&ak_shared->evictions),
-		"counts evicted from the meter, all databases");
+		"entries evicted from the meter, all databases");
 	put(result, "flush_failures", db->flush_failures,
 		"transactions of the worker that failed and are tried again");
 	put(result, "seconds_since_flush", seconds,

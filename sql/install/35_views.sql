@@ -84,9 +84,9 @@ COMMENT ON COLUMN apikeys.health.last_failure_message IS 'Its message, cut at 25
 COMMENT ON COLUMN apikeys.health.history_dropped IS 'Records lost because the history buffer was full, since the server''s start';
 COMMENT ON COLUMN apikeys.health.history_used IS 'Bytes of the history buffer in use, all databases; each that verifies keeps up to 64 kB';
 COMMENT ON COLUMN apikeys.health.history_capacity IS 'Bytes of the history buffer';
-COMMENT ON COLUMN apikeys.health.meter_used IS 'Counts and rates that the meter holds, all databases';
-COMMENT ON COLUMN apikeys.health.meter_capacity IS 'Counts and rates that the meter can hold';
-COMMENT ON COLUMN apikeys.health.evictions IS 'Counts and rates evicted from the meter, all databases, since the server''s start';
+COMMENT ON COLUMN apikeys.health.meter_used IS 'Entries that the meter holds, all databases';
+COMMENT ON COLUMN apikeys.health.meter_capacity IS 'Entries that the meter can hold';
+COMMENT ON COLUMN apikeys.health.evictions IS 'Entries evicted from the meter, all databases, since the server''s start';
 COMMENT ON COLUMN apikeys.health.reservations_used IS 'Reservations that are held, all databases';
 COMMENT ON COLUMN apikeys.health.reservations_capacity IS 'Reservations that can be held at once';
 COMMENT ON COLUMN apikeys.health.outcomes IS 'Verifications by outcome, since the server''s start';

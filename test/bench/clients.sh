@@ -1,4 +1,4 @@
-# clients.sh: the contestants a to e, from clients. Bars 1 to 5.
+# clients.sh: the contestants a to e, from clients. Bars 1 to 4.
 
 run_select_one() {
     pgbench_run bench -f "$scripts/select_one.sql"
@@ -25,21 +25,6 @@ run_verify() { # chain
     agrees bench "$before" "$transactions"
 }
 
-# From the second minute on: each key's last_used_at is written once a minute,
-# so that the first one's uses are those of more keys.
-run_verify_zipf() {
-    before=$(verified bench)
-    usual=$warm
-    [ $quick = yes ] || warm=60
-    rc=0
-    # shellcheck disable=SC2046
-    { pgbench_run bench $(cat "$work/zipf") &&
-        agrees bench "$before" "$transactions"; } || rc=1
-    warm=$usual
-    rest bench
-    return $rc
-}
-
 run_verify_no_history() {
     set_to bench apikeys.history off
     before=$(verified bench)
@@ -50,17 +35,6 @@ run_verify_no_history() {
     return $rc
 }
 
-# A script a chain of Zipf's, each with its own key, drawn by their weights.
-make_zipf() {
-    : >"$work/zipf"
-    sql bench -c 'SELECT substr(chain, 6), weight FROM bench.zipf' >"$work/weights"
-    while IFS='|' read -r chain weight; do
-        sed "s/:chain/'zipf $chain'/; s/started/started$chain/; s/key\\b/key$chain/g" \
-            "$scripts/verify.sql" | sed "s/SELECT key$chain/SELECT key AS key$chain/" >"$work/zipf$chain.sql"
-        say "-D started$chain=0 -f $work/zipf$chain.sql@$weight" >>"$work/zipf"
-    done <"$work/weights"
-}
-
 part_clients() {
     select_one='(a) SELECT 1, /s'
     select_text='(b) SELECT by primary key, /s'
@@ -68,10 +42,8 @@ part_clients() {
     by_hand_hot='(c) by hand, one key, /s'
     redis_name='(d) Redis, 10,000 keys, /s'
     verify='(e) apikey_verify, 10,000 keys, /s'
-    verify_zipf="(e) apikey_verify, Zipf over $rows keys, /s"
     verify_hot='(e) apikey_verify, one key, /s'
     verify_no_history='(e) apikey_verify, 10,000 keys, history off, /s'
-    make_zipf
     redis_start
     n=1
     while [ $n -le $rounds ]; do
@@ -83,7 +55,6 @@ part_clients() {
         round "$by_hand_hot" run_by_hand hot
         round "$redis_name" run_redis
         round "$verify" run_verify warm
-        round "$verify_zipf" run_verify_zipf
         round "$verify_hot" run_verify hot
         round "$verify_no_history" run_verify_no_history
         note
@@ -97,5 +68,4 @@ part_clients() {
     bar 3 'verify ÷ (c)' '>= 10' "$(ratio "$verify" "$by_hand")"
     bar 3 'verify, one hot key ÷ (c), one hot key' '>= 25' "$(ratio "$verify_hot" "$by_hand_hot")"
     bar 4 'verify, one hot key ÷ 10,000 warm keys' '>= 0.9' "$(ratio "$verify_hot" "$verify")"
-    bar 5 "verify, Zipf over $rows keys ÷ (b)" '>= 0.8' "$(ratio "$verify_zipf" "$select_text")"
 }

@@ -72,9 +72,12 @@ sql(q(
 	SELECT apikey_limit_set('evicted', 100, '10 s', plan_id => 'evicted');
 	SELECT apikey_plan_create('Brief', 1000000, 'day', plan_id => 'brief');
 	SELECT apikey_limit_set('brief', 100, '100 ms', plan_id => 'brief');
+	SELECT apikey_plan_create('Pair', 1000000, 'day', plan_id => p) FROM unnest('{pair,changed}'::text[]) p;
+	SELECT apikey_limit_set(n, 100, '100 ms', plan_id => p)
+	  FROM unnest('{first,second}'::text[]) n, unnest('{pair,changed}'::text[]) p;
 	SELECT apikey_user_create(u, plan_id => p, custom_start => now() - interval '1 hour')
 	  FROM (VALUES ('u1', 'one'), ('u2', 'one'), ('u3', 'three'), ('u4', 'one'), ('u5', 'one'),
-	               ('u6', 'healing'), ('u7', 'fast')) v (u, p)));
+	               ('u6', 'healing'), ('u7', 'fast'), ('u8', 'pair'), ('u9', 'changed')) v (u, p)));
 my ($id, $secret) = issue($node, 'postgres', q('key', 'u1'));
 my ($idle_id, $idle) = issue($node, 'postgres', q('idle', 'u2'));
 my ($three_id, $three) = issue($node, 'postgres', q('three', 'u3'));
@@ -82,6 +85,8 @@ my ($own_id, $own) = issue($node, 'postgres', q('own', 'u4'));
 my ($open_id, $open) = issue($node, 'postgres', q('open', 'u5'));
 my ($healing_id, $healing) = issue($node, 'postgres', q('healing', 'u6'));
 my ($fast_id, $fast) = issue($node, 'postgres', q('fast', 'u7'));
+my ($pair_id, $pair) = issue($node, 'postgres', q('pair', 'u8'));
+my (undef, $changed) = issue($node, 'postgres', q('changed', 'u9'));
 my ($plain_id, $plain) = issue($node, 'postgres', q('plain'));
 sql("SELECT apikey_limit_set('mine', 100, '36500 days', key_id => '$own_id')");
 sub use_of { my ($of, $cost) = @_; return "SELECT FROM apikey_verify('$of', cost => $cost)" }
@@ -139,6 +144,13 @@ is(left_of($healing_id, 'healing'), 34, 'and is given back as if none had ended'
 sql(q(SELECT apikey_limit_delete('fast', plan_id => 'fast')));
 sql(use_of($fast, 1));
 
+# Two rates, of which one is no more, and two that can be given back.
+is(entries_of(use_of($changed, 1)), 2, 'two rates');
+sql(q(SELECT apikey_limit_delete('first', plan_id => 'changed')));
+$session = $node->background_psql('postgres');
+$session->query_safe('BEGIN');
+$session->query_safe("SELECT code FROM apikey_verify('$pair', cost => 40, on_abort => 'refund')");
+
 # ----- A day later still: of three days' counts one is left -----
 
 ok(is_clean(), 'all is written');
@@ -153,6 +165,12 @@ is(entries_of(use_of($fast, 1)), 0, 'a rate that is no more has left its place t
 
 is( sql(q(SELECT count(*) FROM apikeys.usage WHERE refilled_at IS NOT NULL)),
 	'0', 'what tells the lives of a rate apart is none of the count\'s');
+
+is(entries_of(use_of($changed, 1)), -1, 'a quota joins its second rate, and the first one goes');
+is(entries_of(use_of($pair, 1)), 0, 'a quota joins a rate that can be given back');
+$session->query_safe('ROLLBACK');
+$session->quit;
+is(usage($node, 'postgres', $pair_id), 1, 'which it is');
 
 # ----- A rate that is not full keeps its entry; others are evicted -----
 
@@ -179,6 +197,8 @@ $session->query_safe('BEGIN');
 $session->query_safe("SELECT code FROM apikey_verify('$plain', cost => 40, on_abort => 'refund')");
 evict();
 is(sql("SELECT count(*) FROM apikeys.meter() WHERE subject_id = '$both_id'"), 0, 'a count is evicted');
+is( sql(q(SELECT count(*) FROM apikeys.meter() m JOIN apikeys.users u USING (subject_id) WHERE u.id = 'u8')),
+	0, 'and what could be given back');
 is(left_of($open_id, 'slow'), $used, 'what is used of a rate is not forgotten');
 is(entries_of(use_of($open, 1)), 0, 'nor is its count');
 $session->query_safe('ROLLBACK');
@@ -221,12 +241,84 @@ my $before = join ' ', map { left_of(@$_) } @rates;
 $node->stop;
 ok(start_with_clock($node), 'a restart');
 is(join(' ', map { left_of(@$_) } @rates), $before, 'keeps all rates');
-sql(use_of($_, 1)) foreach $secret, $idle, $three, $own;
+is(verify($node, 'postgres', $plain), 'VALID', 'the meter is open');
+is(entries_of(join ';', map { use_of($_, 1) } $secret, $idle, $three), 0, 'a quota joins the rate that it finds');
+sql(use_of($own, 1));
 is( join(' ', map { left_of(@$_) } @rates),
 	join(' ', map { $_ - 1 } split / /, $before),
 	'which go on from there');
 $node->stop('immediate');
 ok(start_with_clock($node), 'a crash');
 is(join(' ', map { left_of(@$_) } @rates), '0 0 0 0', 'leaves nothing of them');
+$node->stop;
+
+# ----- A meter that is full to the brim of rates that are not -----
+
+my $full = new_server(
+	'full',
+	'apikeys.max_tracked_keys' => 1000,
+	'apikeys.flush_interval' => '50ms',
+	'apikeys.meter_timeout' => '3s');
+set_clock(0);
+ok(start_with_clock($full), 'another server starts');
+install($full);
+$node = $full;
+sql(q(
+	SELECT apikey_plan_create('One', 1000000, 'day', plan_id => 'one');
+	SELECT apikey_limit_set('slow', 100, '36500 days', plan_id => 'one');
+	SELECT apikey_plan_create('Fast', 1000000, 'day', plan_id => 'fast');
+	SELECT apikey_limit_set(n, 100, '1 s', plan_id => 'fast') FROM unnest('{a,b}'::text[]) n;
+	CREATE TABLE secrets AS
+	SELECT n, api_key FROM generate_series(1, 1000) n, apikey_create('key ' || n, plan_id => 'one')));
+my (undef, $two) = issue($node, 'postgres', q('two', plan_id => 'fast'));
+my $use_all = 'SELECT count(*) FROM secrets, apikey_verify(api_key) v WHERE v.valid AND n <=';
+
+sub is_refused
+{
+	my ($of, $name) = @_;
+	my (undef, undef, $refusal) = $node->psql('postgres', use_of($of, 1));
+
+	return like($refusal, qr/could not admit the request within/, $name);
+}
+
+is(sql("$use_all 999"), 999, 'all places but one are taken');
+ok(is_clean(), 'and all is written');
+is_refused($two, 'what needs two waits in vain for another');
+is(sql("$use_all 1000"), 1000, 'the last one is taken');
+is(sql($tracked), 1000, 'and none is left');
+is_refused($two, 'for anybody else');
+
+ok(is_clean(), 'all is written');
+set_clock($day);
+is(sql("$use_all 1000"), 1000, 'the next day all find room');
+ok(is_clean(), 'all is written');
+$node->stop;
+ok(start_with_clock($node), 'a restart');
+is(sql("$use_all 1000"), 1000, 'after it too');
+is(sql($tracked), 1000, 'as before');
+$node->stop;
+
+# ----- A look for what can be evicted passes over what cannot -----
+
+$node = new_server(
+	'crowd',
+	'apikeys.max_tracked_keys' => 20000,
+	'apikeys.flush_interval' => '50ms',
+	'apikeys.meter_timeout' => '3s');
+$node->start;
+install($node);
+sql(q(
+	SELECT apikey_plan_create('One', 1000000, 'day', plan_id => 'one');
+	SELECT apikey_limit_set('slow', 100, '36500 days', plan_id => 'one')));
+is( sql(q(
+		SELECT count(*) FILTER (WHERE (apikey_verify(k.api_key)).valid)
+		  FROM generate_series(1, 20000) n,
+		       apikey_create('key ' || n, plan_id => CASE WHEN n <= 15000 THEN 'one' END) k)),
+	20000, 'all places are taken');
+ok(is_clean(), 'all is written');
+is( sql(q(
+		SELECT count(*) FILTER (WHERE (apikey_verify(k.api_key)).valid)
+		  FROM generate_series(1, 100) n, apikey_create('more ' || n) k)),
+	100, 'but others find room');
 
 done_testing();
