@@ -8,7 +8,9 @@
  * So the two agree, whatever dies when, and nothing has to be counted again
  * after a crash.  From the journal the counts are added to apikeys.rollups in
  * transactions of their own, which empty it: at once where there is little,
- * else every 30 s, so that a key costs few row updates however busy it is.
+ * else in a round every 30 s, so that a key costs few row updates however busy
+ * it is.  A round is of what was there when it began: what comes meanwhile would
+ * have the same rows written again.
  *
  * Adding and tidying go by short steps, one at a time: between two of them the
  * worker looks whether anybody waits for a ceiling.  They commit without
@@ -64,7 +66,9 @@
  */
 static int64 add_at = 0;
 static int64 retry_at = 0;	/* not before, after a failure */
-static int64 added_at = 0;
+static int64 added_at = 0;		/* when the last round began */
+static bool in_round = false;
+static pg_uuid_t round_end;		/* its last row */
 static int64 add_time = 0;	/* that the last step took */
 static int64 step_counts = STEP_COUNTS; /* of the next step */
 
@@ -200,6 +204,14 @@ few_interval(void)
 	return Min(Max(FEW_INTERVAL, 100 * add_time), USUAL_INTERVAL);
 }
 
+/* When to add what is pending, which is more than nothing. */
+static int64
+next_round(const AkDatabase *db)
+{
+	return added_at + (db->rollup_pending <= FEW_COUNTS ? few_interval() :
+					   db->rollup_pending <= MANY_COUNTS ? USUAL_INTERVAL : 0);
+}
+
 /* So many counts were committed to the journal. */
 void
 ak_rollup_noted(AkDatabase *db, int counts)
@@ -207,8 +219,8 @@ ak_rollup_noted(AkDatabase *db, int counts)
 	if (counts == 0)
 		return;
 	db->rollup_pending += counts;
-	add_at = added_at + (db->rollup_pending <= FEW_COUNTS ? few_interval() :
-						 db->rollup_pending <= MANY_COUNTS ? USUAL_INTERVAL : 0);
+	if (!in_round)
+		add_at = next_round(db);
 }
 
 /* ----- from the journal to the rollups ----- */
@@ -216,13 +228,40 @@ ak_rollup_noted(AkDatabase *db, int counts)
 typedef struct Step
 {
 	int64		counts;			/* taken from the journal */
+	int64		left;			/* in it, for another round */
 	uint64		rows;			/* written, or removed */
 	bool		is_last;		/* nothing more to do now */
 	pg_uuid_t	position;		/* of tidying: keys up to this one are done */
 } Step;
 
+/* Column c, from 1, of the row that the last statement returned. */
+static int64
+returned(int c)
+{
+	bool		isnull;
+
+	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+									   SPI_tuptable->tupdesc, c, &isnull));
+}
+
+/* False if there is nothing in the journal. */
+static bool
+begin_round(void)
+{
+	bool		isnull;
+
+	if (SPI_execute("SELECT id FROM apikeys.rollup_journal"
+					" ORDER BY id DESC LIMIT 1", true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read apikeys.rollup_journal");
+	if (SPI_processed == 0)
+		return false;
+	round_end = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0],
+											 SPI_tuptable->tupdesc, 1, &isnull));
+	return true;
+}
+
 /*
- * Take some rows of the journal, in the order of keys: a flush's rows follow the
+ * Take some rows of the round, in the order of keys: a flush's rows follow the
  * keys, so what several flushes have counted of the same keys comes together,
  * and is one update of a row.  Only this worker adds rows to the rollups, so no
  * other can come between the look for a row and its insertion.
@@ -231,32 +270,38 @@ static void
 add_counts(void *arg)
 {
 	Step	   *step = arg;
-	Oid			take_types[] = {INT8OID, INT4OID};
-	Datum		take_args[] = {Int64GetDatum(step_counts), Int32GetDatum(1000)};
+	Oid			take_types[] = {INT8OID, INT4OID, UUIDOID};
+	Datum		take_args[] = {
+		Int64GetDatum(step_counts), Int32GetDatum(1000), UUIDPGetDatum(&round_end)
+	};
 	Oid			type = UUIDARRAYOID;
 	Datum		ids;
 	bool		isnull;
 
 	ak_set_locally("synchronous_commit", "off");
-	if (SPI_execute_with_args("SELECT array_agg(s.id), sum(s.counts)::bigint,"
-							  " sum(s.counts) < $1 AND count(*) < $2"
+	memset(step, 0, sizeof(Step));
+	step->is_last = true;
+	in_round = in_round || begin_round();
+	if (!in_round)
+		return;
+	if (SPI_execute_with_args("SELECT array_agg(s.id), coalesce(sum(s.counts), 0)::bigint,"
+							  " (sum(s.counts) < $1 AND count(*) < $2) IS NOT FALSE,"
+							  " (SELECT coalesce(sum(n.counts), 0)::bigint"
+							  " FROM apikeys.rollup_journal n WHERE n.id > $3)"
 							  " FROM (SELECT j.id, j.counts,"
 							  " sum(j.counts) OVER (ORDER BY j.first_key, j.id) - j.counts AS before"
 							  " FROM (SELECT id, first_key, counts FROM apikeys.rollup_journal"
+							  " WHERE id <= $3"
 							  " ORDER BY first_key, id LIMIT $2) j) s"
 							  " WHERE s.before < $1",
-							  2, take_types, take_args, NULL, false, 0) != SPI_OK_SELECT)
+							  3, take_types, take_args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.rollup_journal");
 	ids = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	step->counts = 0;
-	step->rows = 0;
-	step->is_last = true;
+	step->counts = returned(2);
+	step->is_last = returned(3);
+	step->left = returned(4);
 	if (isnull)
 		return;
-	step->counts = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-											   SPI_tuptable->tupdesc, 2, &isnull));
-	step->is_last = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
-											   SPI_tuptable->tupdesc, 3, &isnull));
 	ak_plan_by_index();
 	if (SPI_execute_with_args("WITH taken AS (DELETE FROM apikeys.rollup_journal j"
 							  " WHERE j.id = ANY ($1) RETURNING j.*),"
@@ -316,6 +361,8 @@ add_step(AkDatabase *db)
 	Step		step;
 	int64		begin = ak_elapsed();
 
+	if (!in_round)
+		added_at = begin;
 	if (!ak_worker_transaction(add_counts, &step))
 	{
 		retry_at = ak_elapsed() + USUAL_INTERVAL;
@@ -328,9 +375,9 @@ add_step(AkDatabase *db)
 	if (step.is_last)
 	{
 		/* A worker before this one may have left more than was known. */
-		db->rollup_pending = 0;
-		add_at = DT_NOEND;
-		added_at = ak_elapsed();
+		db->rollup_pending = step.left;
+		in_round = false;
+		add_at = step.left > 0 ? next_round(db) : DT_NOEND;
 	}
 	return true;
 }
