@@ -19,11 +19,11 @@
 #include "meter.h"
 
 /*
- * How many entries an eviction locks, and how many it looks at, before it gives
- * up for now.
+ * How many entries an eviction looks at before it takes one that was used
+ * lately, and before it gives up for now, if that is not all.
  */
-#define EVICTION_EFFORT 4096
-#define EVICTION_LOOKS 1000000
+#define EVICTION_PATIENCE 4096
+#define EVICTION_LOOKS 250000
 
 /* What the hash table needs of its own, beside the entries. */
 typedef struct MeterTable
@@ -234,13 +234,17 @@ take_over(MeterEntry *entry, const MeterEntry *filled)
 {
 	MeterEntry	before = *entry;
 
+	bool		along = ak_rate_goes_along(&before);
+
 	if (before.key.period != AK_RATE &&
 		(!has_ended(entry, &filled->key) || entry->dirty || entry->refundable > 0))
+		return false;
+	if (!along && ak_rate_is_filling(&before, GetCurrentTimestamp()))
 		return false;
 	*entry = *filled;
 	entry->next = before.next;
 	entry->refundable = before.refundable;
-	if (ak_rate_goes_along(&before))
+	if (along)
 		ak_rate_move(&before, entry);
 	table->removed[partition_of(&filled->key)]++;
 	succeed(entry);
@@ -302,17 +306,19 @@ is_plainly_filling(const MeterEntry *entry, TimestampTz now)
 }
 
 /*
- * Evict one entry that is clean and was not used since the clock hand last
- * came by.  No partition may be held.  False if none was found.
+ * Evict one entry that can go, and was not used since the clock hand last came
+ * by, unless those are all that can.  No partition may be held.  False if none
+ * was found.
  */
 static bool
 evict_one(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	int			effort = 0;
+	int			max_looks = Min(ak_max_tracked_keys + EVICTION_PATIENCE,
+								EVICTION_LOOKS);
 
-	for (int looks = 0; looks < EVICTION_LOOKS && effort < EVICTION_EFFORT; looks++)
+	for (int looks = 0; looks < max_looks; looks++)
 	{
 		uint32		i = pg_atomic_fetch_add_u32(&ak_shared->hand, 1) %
 			ak_max_tracked_keys;
@@ -323,12 +329,12 @@ evict_one(void)
 
 		if (!entry->in_use || entry->dirty || is_plainly_filling(entry, now))
 			continue;
-		effort++;
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		if (entry->in_use && memcmp(&entry->key, &key, sizeof(key)) == 0)
 		{
 			ak_rate_follow_clock(entry, now);
-			evicted = !entry->recent && can_go(entry, now);
+			evicted = (!entry->recent || looks >= EVICTION_PATIENCE) &&
+				can_go(entry, now);
 			if (evicted)
 				remove_entry(entry);
 			else

@@ -235,28 +235,25 @@ typedef struct Step
 } Step;
 
 /* Column c, from 1, of the row that the last statement returned. */
-static int64
+static Datum
 returned(int c)
 {
 	bool		isnull;
 
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-									   SPI_tuptable->tupdesc, c, &isnull));
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, c,
+						 &isnull);
 }
 
 /* False if there is nothing in the journal. */
 static bool
 begin_round(void)
 {
-	bool		isnull;
-
 	if (SPI_execute("SELECT id FROM apikeys.rollup_journal"
 					" ORDER BY id DESC LIMIT 1", true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.rollup_journal");
 	if (SPI_processed == 0)
 		return false;
-	round_end = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0],
-											 SPI_tuptable->tupdesc, 1, &isnull));
+	round_end = *DatumGetUUIDP(returned(1));
 	return true;
 }
 
@@ -297,9 +294,9 @@ add_counts(void *arg)
 							  3, take_types, take_args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.rollup_journal");
 	ids = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	step->counts = returned(2);
-	step->is_last = returned(3);
-	step->left = returned(4);
+	step->counts = DatumGetInt64(returned(2));
+	step->is_last = DatumGetBool(returned(3));
+	step->left = DatumGetInt64(returned(4));
 	if (isnull)
 		return;
 	ak_plan_by_index();
