@@ -91,7 +91,7 @@ pgbench_run() { # database, pgbench's arguments
 
 # What apikeys has verified: outcomes VALID, others, usage, rows of history.
 verified() { # database
-    sql "$1" -F ' ' -c 'SELECT * FROM bench.verified'
+    sql "$1" -F ' ' -c "SELECT * FROM bench.$verified_view"
 }
 
 # Waits until all of it is in the tables, or nothing has come for ten seconds.
@@ -99,7 +99,7 @@ settle() { # database, usage, history
     still=0
     seen=
     while [ $still -lt 50 ]; do
-        now=$(sql "$1" -F ' ' -c 'SELECT usage, history FROM bench.verified')
+        now=$(sql "$1" -F ' ' -c "SELECT usage, history FROM bench.$verified_view")
         [ "${now% *}" -lt "$2" ] || [ "${now#* }" -lt "$3" ] || return 0
         still=$((still + 1))
         [ "$now" = "$seen" ] || still=0
