@@ -583,7 +583,7 @@ typedef struct MeterEntry
 	{
 		uint32		refilled;	/* of credits: mark of the last refill; see
 								 * credits.c */
-		uint32		life;		/* else */
+		uint32		life;		/* of the rate, beside a quota or by itself */
 	};
 	uint32		next;			/* in its bucket, or in the free list */
 	uint32		next_dirty;		/* on its way to the worker */

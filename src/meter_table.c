@@ -227,13 +227,13 @@ succeed(MeterEntry *quota)
 
 /*
  * Put a quota where its subject has an entry to spare: a rate's by itself, or
- * that of a period that has ended.
+ * that of a period that has ended.  An entry whose rate neither goes along nor
+ * is full is none (a clock that was set back, and other periods since).
  */
 static bool
 take_over(MeterEntry *entry, const MeterEntry *filled)
 {
 	MeterEntry	before = *entry;
-
 	bool		along = ak_rate_goes_along(&before);
 
 	if (before.key.period != AK_RATE &&
@@ -314,7 +314,6 @@ static bool
 evict_one(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-
 	int			max_looks = Min(ak_max_tracked_keys + EVICTION_PATIENCE,
 								EVICTION_LOOKS);
 
