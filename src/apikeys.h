@@ -867,6 +867,7 @@ extern Size ak_history_shmem_size(void);
 extern void ak_history_shmem_init(bool found);
 extern AkAppend ak_history_append(AkDatabase *db, const AkRecord *record,
 								  bool may_drop);
+extern void ak_history_pause(bool may_drop);
 extern void ak_history_count(AkDatabase *db, AkOutcome outcome);
 extern void ak_history_count_standby(AkDatabase *db, AkOutcome outcome);
 extern void ak_history_remember(AkDatabase *db, const AkRecord *record);

@@ -18,6 +18,7 @@
 
 #include "miscadmin.h"
 #include "storage/shmem.h"
+#include "utils/wait_event.h"
 
 #include "apikeys.h"
 
@@ -102,19 +103,36 @@ my_lane(void)
 }
 
 /*
+ * Who takes a chunk of the second half owes a pause, the longer the fewer are
+ * left: CHUNK_PAUSE in the middle of that half, without end towards its end.  So
+ * those who fill the buffer come down to what the worker writes, and leave it a
+ * processor to do so, where else they would all fill it and then all stand still.
+ */
+#define CHUNK_PAUSE 1000		/* µs */
+#define LONGEST_PAUSE 10000		/* µs */
+
+static int	owed_pause = 0;		/* µs */
+
+/*
  * Make room for a record at the lane's end.  The caller holds the lane.  Once
  * half of the buffer is in use, the worker shall not wait for its interval.
  */
 static bool
 lane_has_room(AkDatabase *db, AkLane *lane, uint32 length)
 {
+	uint32		half = chunk_count() / 2;
+	uint32		nfree = ak_shared->nfree_chunks;
 	uint32		fresh;
 
 	if (lane->tail != AK_NONE &&
 		chunk_at(lane->tail)->used + length <= sizeof(chunk_at(0)->data))
 		return true;
-	if (ak_shared->nfree_chunks < chunk_count() / 2)
+	if (nfree < half)
+	{
 		db->history_urgent = true;
+		owed_pause = Min(CHUNK_PAUSE * (double) (half - nfree) / Max(nfree, 1),
+						 LONGEST_PAUSE);
+	}
 	fresh = allocate_chunk();
 	if (fresh == AK_NONE)
 		return false;
@@ -156,6 +174,26 @@ ak_history_append(AkDatabase *db, const AkRecord *record, bool may_drop)
 		lane->outcomes[record->outcome]++;
 	LWLockRelease(lock);
 	return result;
+}
+
+/*
+ * Pause, if the record that was appended is one too many for the worker.  The
+ * caller holds no lock.  It is not interrupted: what was decided is answered.
+ */
+void
+ak_history_pause(bool may_drop)
+{
+	static uint32 wait_event = 0;
+	int			pause = Min(owed_pause, ak_history_wait_timeout * INT64CONST(1000));
+
+	owed_pause = 0;
+	if (pause == 0 || may_drop)
+		return;
+	if (wait_event == 0)
+		wait_event = ak_wait_event("ApikeysHistory");
+	pgstat_report_wait_start(wait_event);
+	pg_usleep(pause);
+	pgstat_report_wait_end();
 }
 
 /* Count an outcome that is not recorded. */
@@ -210,6 +248,7 @@ ak_history_remember(AkDatabase *db, const AkRecord *record)
 	ak_wait_end(&for_room);
 	ak_wait_end(&for_worker);
 	ak_nudge_if_asleep(db);
+	ak_history_pause(may_drop);
 }
 
 /* ----- the worker's side ----- */

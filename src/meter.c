@@ -307,5 +307,6 @@ ak_meter_charge(AkCharge *charge, AkRecord *record)
 		ak_nudge(db);
 	else
 		ak_nudge_if_asleep(db);
+	ak_history_pause(may_drop);
 	return AK_VALID;
 }
