@@ -19,6 +19,7 @@
 #include "access/htup_details.h"
 #include "access/xlog.h"
 #include "funcapi.h"
+#include "miscadmin.h"
 #include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -470,58 +471,90 @@ apikey_settle(PG_FUNCTION_ARGS)
 
 /* ----- the worker's side ----- */
 
-/* Claim a reservation that is past its deadline.  False if there is none. */
 static bool
-claim_due(AkDatabase *db, AkReservation *claimed)
+is_due(const AkDatabase *db, const AkReservation *r, TimestampTz now)
+{
+	return r->key.generation == db->generation && r->state == AK_HELD &&
+		r->deadline <= now;
+}
+
+/* Find those past their deadline, at most "max". */
+static int
+find_due(const AkDatabase *db, AkReservationKey *keys, int max)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	HASH_SEQ_STATUS seq;
 	AkReservation *r;
-	bool		found = false;
+	int			n = 0;
 
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
+	LWLockAcquire(ak_shared->reservations, LW_SHARED);
 	hash_seq_init(&seq, ak_reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		if (r->key.generation == db->generation && r->state == AK_HELD &&
-			r->deadline <= now)
-		{
-			ak_reservation_claim(db, r);
-			*claimed = *r;
-			found = true;
-			hash_seq_term(&seq);
-			break;
-		}
+		if (n < max && is_due(db, r, now))
+			keys[n++] = r->key;
 	LWLockRelease(ak_shared->reservations);
-	return found;
+	return n;
+}
+
+/* Claim one that was due.  False if its caller has settled it meanwhile. */
+static bool
+claim_due(AkDatabase *db, const AkReservationKey *key, AkReservation *claimed)
+{
+	AkReservation *r;
+	bool		claims;
+
+	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
+	r = ak_reservation_find(key);
+	claims = r != NULL && is_due(db, r, GetCurrentTimestamp());
+	if (claims)
+	{
+		ak_reservation_claim(db, r);
+		*claimed = *r;
+	}
+	LWLockRelease(ak_shared->reservations);
+	return claims;
+}
+
+/* Give back a claimed reservation, or hold it as before if that cannot be now. */
+static void
+release_claimed(AkDatabase *db, const AkReservation *claimed)
+{
+	AkCharge	charge;
+	RecordSpace record;
+	bool		settled;
+
+	charge_of(claimed, 0, &charge);
+	PG_TRY();
+	{
+		settled = ak_meter_try_settle(&charge);
+	}
+	PG_CATCH();
+	{
+		end_claim(db, claimed, AK_HELD);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	end_claim(db, claimed, settled ? AK_ENDED_RELEASED : AK_HELD);
+	if (!settled)
+		return;
+	end_record(claimed, AK_RELEASED, 0, &record.record);
+	(void) ak_history_append(db, &record.record, true);
 }
 
 static void
 release_due(void *arg)
 {
 	AkDatabase *db = arg;
+	int			max = hash_get_num_entries(ak_reservations);
+	AkReservationKey *keys = palloc(max * sizeof(AkReservationKey));
+	int			n = find_due(db, keys, max);
 	AkReservation claimed;
-	AkCharge	charge;
-	RecordSpace record;
-	bool		settled;
 
-	while (claim_due(db, &claimed))
+	for (int i = 0; i < n; i++)
 	{
-		charge_of(&claimed, 0, &charge);
-		PG_TRY();
-		{
-			settled = ak_meter_try_settle(&charge);
-		}
-		PG_CATCH();
-		{
-			end_claim(db, &claimed, AK_HELD);
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
-		end_claim(db, &claimed, settled ? AK_ENDED_RELEASED : AK_HELD);
-		if (!settled)
-			return;
-		end_record(&claimed, AK_RELEASED, 0, &record.record);
-		(void) ak_history_append(db, &record.record, true);
+		CHECK_FOR_INTERRUPTS();
+		if (claim_due(db, &keys[i], &claimed))
+			release_claimed(db, &claimed);
 	}
 }
 
@@ -532,7 +565,7 @@ release_due(void *arg)
 void
 ak_reservations_release_due(AkDatabase *db)
 {
-	bool		is_due = false;
+	bool		any_due = false;
 	TimestampTz now = GetCurrentTimestamp();
 	HASH_SEQ_STATUS seq;
 	AkReservation *r;
@@ -543,9 +576,8 @@ ak_reservations_release_due(AkDatabase *db)
 	ak_reservations_remove_ended(now, false);
 	hash_seq_init(&seq, ak_reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		is_due |= r->key.generation == db->generation && r->state == AK_HELD &&
-			r->deadline <= now;
+		any_due |= is_due(db, r, now);
 	LWLockRelease(ak_shared->reservations);
-	if (is_due)
+	if (any_due)
 		(void) ak_worker_transaction(release_due, db);
 }

@@ -98,6 +98,18 @@ race($node, 'one settlement', @settlers);
 is(codes(map { "$_.out" } @settlers)->{SETTLED}, 1, 'one of them settles');
 is(usage($node, 'postgres', $own_id), 10, 'and it is charged once');
 
+# ----- Many that nobody settles -----
+
+my ($many_id, $many) = issue($node, 'postgres', q('many', credits => 1000));
+is( sql(qq(SELECT count((apikey_reserve('$many', 5, '1 second')).reservation_id) FROM generate_series(1, 200))),
+	'200', 'many are reserved');
+ok( $node->poll_query_until(
+		'postgres', qq(
+		SELECT count(*) = 200 AND sum(cost) = -1000 FROM apikeys.requests
+		 WHERE key_id = '$many_id' AND code = 'RELEASED')),
+	'and are all given back at their deadline');
+is(usage($node, 'postgres', $many_id), 0, 'so nothing is charged');
+
 # ----- What a rate has healed meanwhile is not given back once more -----
 
 sql(q(SELECT apikey_plan_create('Rated', plan_id => 'rated');
