@@ -266,6 +266,7 @@ typedef struct AkShared
 	uint32		nfree_chunks;
 	pg_atomic_uint32 hand;		/* clock hand of the eviction */
 	pg_atomic_uint64 evictions;
+	int64		no_room_at;		/* somebody found no entry; no lock */
 	pg_atomic_uint32 nprefixes; /* that redact.c knows; set under control */
 	char		prefixes[AK_PREFIXES][AK_PREFIX_MAX + 1];
 	LWLock	   *control;

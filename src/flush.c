@@ -444,14 +444,18 @@ write_batch(Batch *batch, AkPass pass)
 }
 
 /*
- * Whether the workers look after so many counts that others may not find room:
- * what they look after is not evicted.
+ * Whether others find no room, or may not find any for all the counts that the
+ * workers look after: what they look after is not evicted.
  */
 static bool
 is_crowded(const AkFlush *flush)
 {
 	uint64		n = flush->ntracked;
+	int64		while_wanted = 2 * ak_flush_interval * INT64CONST(1000);
 
+	if (ak_shared->no_room_at != 0 &&
+		ak_elapsed() - ak_shared->no_room_at < while_wanted)
+		return true;
 	for (int i = 0; i < ak_max_databases; i++)
 		if (&ak_shared->databases[i] != flush->db)
 			n += ak_shared->databases[i].ntracked;

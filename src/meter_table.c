@@ -365,7 +365,10 @@ ak_entry_allocate(void)
 		if (i != AK_NONE)
 			return i;
 		if (!evict_one())
+		{
+			ak_shared->no_room_at = ak_elapsed();
 			return AK_NONE;
+		}
 	}
 }
 

@@ -316,16 +316,29 @@ $node->start;
 install($node);
 sql(q(
 	SELECT apikey_plan_create('One', 1000000, 'day', plan_id => 'one');
-	SELECT apikey_limit_set('slow', 100, '36500 days', plan_id => 'one')));
-is( sql(q(
-		SELECT count(*) FILTER (WHERE (apikey_verify(k.api_key)).valid)
-		  FROM generate_series(1, 20000) n,
-		       apikey_create('key ' || n, plan_id => CASE WHEN n <= 15000 THEN 'one' END) k)),
-	20000, 'all places are taken');
+	SELECT apikey_limit_set('slow', 100, '36500 days', plan_id => 'one');
+	CREATE TABLE secrets AS
+	SELECT n, api_key FROM generate_series(1, 20000) n,
+	       apikey_create('key ' || n, plan_id => CASE WHEN n <= 15000 THEN 'one' END)));
+is(sql("$use_all 20000"), 20000, 'all places are taken');
 ok(is_clean(), 'all is written');
 is( sql(q(
 		SELECT count(*) FILTER (WHERE (apikey_verify(k.api_key)).valid)
 		  FROM generate_series(1, 100) n, apikey_create('more ' || n) k)),
 	100, 'but others find room');
+
+# ----- Who finds no room has what is idle written at once -----
+
+# Ten intervals are longer than a verification waits.
+sql(q(ALTER SYSTEM SET apikeys.flush_interval = '3s'));
+sql(q(ALTER SYSTEM SET apikeys.meter_timeout = '20s'));
+sql('SELECT pg_reload_conf()');
+$node->poll_query_until('postgres', 'SHOW apikeys.flush_interval', '3s');
+my $use_idle = "$use_all 20000 AND n > 15000";
+is(sql($use_idle), 5000, 'all that could go is used');
+ok(is_clean(), 'and written');
+is(sql($use_idle), 5000, 'and used again, which is not written for ten intervals');
+is(sql("SELECT (apikey_verify(k.api_key)).code FROM apikey_create('one more') k"),
+	'VALID', 'but when somebody needs the room');
 
 done_testing();
