@@ -365,5 +365,43 @@ foreach my $step ([ 'hour', 8760, 3 * 8760 ], [ 'day', 365, 3 * 365 ], [ 'week',
 		'0|1', 'by one scan of the index');
 }
 
+# ----- What comes during a round is left to the next one -----
+
+# A round of four steps, and in the first of them comes a row that goes before
+# all others in the order in which they are taken.
+$node->safe_psql('postgres', 'CREATE DATABASE rounds');
+install($node, 'rounds');
+$node->safe_psql(
+	'rounds', q(
+	CREATE TABLE taken (step bigint, first_key uuid);
+	CREATE FUNCTION note_taken() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		IF NOT EXISTS (SELECT FROM public.taken) THEN
+			INSERT INTO apikeys.rollup_journal
+			       (first_key, key_ids, starts, codes, requests, costs, counts)
+			VALUES (lpad('0', 32, '0')::uuid, '{}', '{}', '{}', '{}', '{}', 1);
+		END IF;
+		INSERT INTO public.taken VALUES (txid_current(), OLD.first_key);
+		RETURN NULL;
+	END $$;
+	INSERT INTO apikeys.rollup_journal
+	       (first_key, key_ids, starts, codes, requests, costs, counts)
+	SELECT lpad(n::text, 32, '0')::uuid, '{}', '{}', '{}', '{}', '{}', 6000
+	  FROM generate_series(1, 8) n;
+	CREATE TRIGGER note_taken AFTER DELETE ON apikeys.rollup_journal
+	FOR EACH ROW EXECUTE FUNCTION note_taken();
+	ALTER TABLE apikeys.rollup_journal ENABLE ALWAYS TRIGGER note_taken));
+my (undef, $late) = issue($node, 'rounds', q('late'));
+is(verify($node, 'rounds', $late), 'VALID', 'a worker comes');
+my $late_step = q((SELECT step FROM taken WHERE first_key = lpad('0', 32, '0')::uuid));
+ok($node->poll_query_until('rounds', "SELECT count(*) = 1 FROM $late_step l"),
+	'what comes during a round is taken');
+is( $node->safe_psql(
+		'rounds', qq(
+		SELECT count(*), count(DISTINCT step) >= 2, bool_and(step < $late_step) FROM taken
+		 WHERE first_key BETWEEN lpad('1', 32, '0')::uuid AND lpad('8', 32, '0')::uuid)),
+	'8|t|t',
+	'after all that was there when it began');
+
 $node->stop;
 done_testing();
