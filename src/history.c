@@ -113,6 +113,17 @@ my_lane(void)
 
 static int	owed_pause = 0;		/* µs */
 
+static int
+pause_for(uint32 nfree)
+{
+	uint32		half = chunk_count() / 2;
+
+	if (nfree >= half)
+		return 0;
+	return Min(CHUNK_PAUSE * (double) (half - nfree) / Max(nfree, 1),
+			   LONGEST_PAUSE);
+}
+
 /*
  * Make room for a record at the lane's end.  The caller holds the lane.  Once
  * half of the buffer is in use, the worker shall not wait for its interval.
@@ -120,22 +131,19 @@ static int	owed_pause = 0;		/* µs */
 static bool
 lane_has_room(AkDatabase *db, AkLane *lane, uint32 length)
 {
-	uint32		half = chunk_count() / 2;
-	uint32		nfree = ak_shared->nfree_chunks;
+	uint32		nfree;
 	uint32		fresh;
 
 	if (lane->tail != AK_NONE &&
 		chunk_at(lane->tail)->used + length <= sizeof(chunk_at(0)->data))
 		return true;
-	if (nfree < half)
-	{
+	nfree = ak_shared->nfree_chunks;
+	if (nfree < chunk_count() / 2)
 		db->history_urgent = true;
-		owed_pause = Min(CHUNK_PAUSE * (double) (half - nfree) / Max(nfree, 1),
-						 LONGEST_PAUSE);
-	}
 	fresh = allocate_chunk();
 	if (fresh == AK_NONE)
 		return false;
+	owed_pause = pause_for(nfree);
 	if (lane->tail == AK_NONE)
 		lane->head = fresh;
 	else
