@@ -478,24 +478,6 @@ is_due(const AkDatabase *db, const AkReservation *r, TimestampTz now)
 		r->deadline <= now;
 }
 
-/* Find those past their deadline, at most "max". */
-static int
-find_due(const AkDatabase *db, AkReservationKey *keys, int max)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	HASH_SEQ_STATUS seq;
-	AkReservation *r;
-	int			n = 0;
-
-	LWLockAcquire(ak_shared->reservations, LW_SHARED);
-	hash_seq_init(&seq, ak_reservations);
-	while ((r = hash_seq_search(&seq)) != NULL)
-		if (n < max && is_due(db, r, now))
-			keys[n++] = r->key;
-	LWLockRelease(ak_shared->reservations);
-	return n;
-}
-
 /* Claim one that was due.  False if its caller has settled it meanwhile. */
 static bool
 claim_due(AkDatabase *db, const AkReservationKey *key, AkReservation *claimed)
@@ -541,21 +523,42 @@ release_claimed(AkDatabase *db, const AkReservation *claimed)
 	(void) ak_history_append(db, &record.record, true);
 }
 
+typedef struct DueReservations
+{
+	AkDatabase *db;
+	AkReservationKey *keys;
+	int			n;
+} DueReservations;
+
 static void
 release_due(void *arg)
 {
-	AkDatabase *db = arg;
-	int			max = hash_get_num_entries(ak_reservations);
-	AkReservationKey *keys = palloc(max * sizeof(AkReservationKey));
-	int			n = find_due(db, keys, max);
+	const DueReservations *due = arg;
 	AkReservation claimed;
 
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < due->n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (claim_due(db, &keys[i], &claimed))
-			release_claimed(db, &claimed);
+		if (claim_due(due->db, &due->keys[i], &claimed))
+			release_claimed(due->db, &claimed);
 	}
+}
+
+/* Find those past their deadline, and forget those that have ended. */
+static void
+find_due(DueReservations *due, int max)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	HASH_SEQ_STATUS seq;
+	AkReservation *r;
+
+	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
+	ak_reservations_remove_ended(now, false);
+	hash_seq_init(&seq, ak_reservations);
+	while ((r = hash_seq_search(&seq)) != NULL)
+		if (due->n < max && is_due(due->db, r, now))
+			due->keys[due->n++] = r->key;
+	LWLockRelease(ak_shared->reservations);
 }
 
 /*
@@ -565,19 +568,14 @@ release_due(void *arg)
 void
 ak_reservations_release_due(AkDatabase *db)
 {
-	bool		any_due = false;
-	TimestampTz now = GetCurrentTimestamp();
-	HASH_SEQ_STATUS seq;
-	AkReservation *r;
+	DueReservations due = {.db = db};
+	int			max = hash_get_num_entries(ak_reservations);
 
-	if (hash_get_num_entries(ak_reservations) == 0)
+	if (max == 0)
 		return;
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	ak_reservations_remove_ended(now, false);
-	hash_seq_init(&seq, ak_reservations);
-	while ((r = hash_seq_search(&seq)) != NULL)
-		any_due |= is_due(db, r, now);
-	LWLockRelease(ak_shared->reservations);
-	if (any_due)
-		(void) ak_worker_transaction(release_due, db);
+	due.keys = palloc(max * sizeof(AkReservationKey));
+	find_due(&due, max);
+	if (due.n > 0)
+		(void) ak_worker_transaction(release_due, &due);
+	pfree(due.keys);
 }
