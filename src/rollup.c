@@ -495,14 +495,23 @@ ak_rollup_due(AkDatabase *db)
 	return Min(Max(add_at, retry_at), tidy_due(db));
 }
 
-/* Do the next step: one short transaction. */
+/*
+ * Do the next step, if one is due: one short transaction.  Adding and tidying
+ * take turns, or tidying would wait as long as one round follows another.
+ */
 void
 ak_rollup_step(AkDatabase *db)
 {
-	if (Max(add_at, retry_at) <= ak_elapsed())
-		(void) add_step(db);
-	else
+	static bool tidied_last = false;
+	int64		now = ak_elapsed();
+	bool		adds = Max(add_at, retry_at) <= now;
+	bool		tidies = tidy_due(db) <= now && !(adds && tidied_last);
+
+	if (tidies)
 		tidy_step(db);
+	else if (adds)
+		(void) add_step(db);
+	tidied_last = tidies;
 }
 
 /* The worker leaves: what is noted shall be seen. */

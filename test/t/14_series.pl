@@ -368,7 +368,8 @@ foreach my $step ([ 'hour', 8760, 3 * 8760 ], [ 'day', 365, 3 * 365 ], [ 'week',
 # ----- What comes during a round is left to the next one -----
 
 # A round of four steps, and in the first of them comes a row that goes before
-# all others in the order in which they are taken.
+# all others in the order in which they are taken.  Between its steps, what is
+# left of a key that is gone is removed.
 $node->safe_psql('postgres', 'CREATE DATABASE rounds');
 install($node, 'rounds');
 $node->safe_psql(
@@ -390,7 +391,18 @@ $node->safe_psql(
 	  FROM generate_series(1, 8) n;
 	CREATE TRIGGER note_taken AFTER DELETE ON apikeys.rollup_journal
 	FOR EACH ROW EXECUTE FUNCTION note_taken();
-	ALTER TABLE apikeys.rollup_journal ENABLE ALWAYS TRIGGER note_taken));
+	ALTER TABLE apikeys.rollup_journal ENABLE ALWAYS TRIGGER note_taken;
+	CREATE TABLE tidied AS SELECT count(*) FROM apikeys.rollup_journal WITH NO DATA;
+	CREATE FUNCTION note_tidied() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.tidied SELECT count(*) FROM apikeys.rollup_journal;
+		RETURN NULL;
+	END $$;
+	INSERT INTO apikeys.rollups (key_id, step, start, code, requests, cost)
+	VALUES (gen_random_uuid(), 'hour', now() - interval '3 days', 'VALID', 1, 1);
+	CREATE TRIGGER note_tidied AFTER DELETE ON apikeys.rollups
+	FOR EACH ROW EXECUTE FUNCTION note_tidied();
+	ALTER TABLE apikeys.rollups ENABLE ALWAYS TRIGGER note_tidied));
 my (undef, $late) = issue($node, 'rounds', q('late'));
 is(verify($node, 'rounds', $late), 'VALID', 'a worker comes');
 my $late_step = q((SELECT step FROM taken WHERE first_key = lpad('0', 32, '0')::uuid));
@@ -402,6 +414,8 @@ is( $node->safe_psql(
 		 WHERE first_key BETWEEN lpad('1', 32, '0')::uuid AND lpad('8', 32, '0')::uuid)),
 	'8|t|t',
 	'after all that was there when it began');
+cmp_ok($node->safe_psql('rounds', 'SELECT count FROM tidied'), '>', 1,
+	'what is left of a key that is gone does not wait for its end');
 
 $node->stop;
 done_testing();
