@@ -89,6 +89,35 @@ track(AkFlush *flush, uint32 entry)
 	};
 }
 
+static int
+compare_tracked(const void *a, const void *b)
+{
+	uint32		x = ((const Tracked *) a)->entry;
+	uint32		y = ((const Tracked *) b)->entry;
+
+	return (x > y) - (x < y);
+}
+
+/*
+ * Look after what backends have put on the list, but for the first "known" that
+ * are looked after already, in the order of entries.
+ */
+static void
+track_listed(AkFlush *flush, int known)
+{
+	uint32		i = ak_meter_take_dirty(flush->db);
+
+	while (i != AK_NONE)
+	{
+		Tracked		sought = {.entry = i};
+
+		if (bsearch(&sought, flush->tracked, known, sizeof(Tracked),
+					compare_tracked) == NULL)
+			track(flush, i);
+		i = ak_shared->entries[i].next_dirty;
+	}
+}
+
 /*
  * Begin to look after a database's counts: what a worker before this one may
  * have left, and later what backends put on the list.
@@ -106,11 +135,12 @@ ak_flush_create(AkDatabase *db)
 
 	/*
 	 * An entry that is dirty is on the list, or was taken from it by a worker
-	 * that died.  The meter is not open yet, so none is marked meanwhile.
+	 * that died.  The meter is not open yet, but what is given back by a
+	 * transaction that aborts is marked meanwhile: so some that are found are
+	 * on the list too, and some on the list are not found.
 	 */
 	Assert(!db->open);
 	ak_meter_barrier();
-	(void) ak_meter_take_dirty(db);
 	for (int i = 0; i < ak_max_tracked_keys; i++)
 	{
 		MeterEntry *entry = &ak_shared->entries[i];
@@ -128,20 +158,9 @@ ak_flush_create(AkDatabase *db)
 		if (dirty)
 			track(flush, i);
 	}
+	track_listed(flush, flush->ntracked);
 	db->ntracked = flush->ntracked;
 	return flush;
-}
-
-static void
-track_new(AkFlush *flush)
-{
-	uint32		i = ak_meter_take_dirty(flush->db);
-
-	while (i != AK_NONE)
-	{
-		track(flush, i);
-		i = ak_shared->entries[i].next_dirty;
-	}
 }
 
 /* The ceiling that an entry's callers have asked for. */
@@ -475,7 +494,7 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 
 	flush->db->urgent = false;
 	pg_memory_barrier();
-	track_new(flush);
+	track_listed(flush, 0);
 	if (pass == AK_PASS_INTERVAL)
 		flush->pass = flush->pass % AK_LAST_WRITE_MAX + 1;
 	flush->is_crowded = is_crowded(flush);

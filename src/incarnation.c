@@ -13,6 +13,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "postmaster/interrupt.h"
 #include "utils/builtins.h"
 
 #include "worker.h"
@@ -113,9 +114,9 @@ ak_incarnation_settle(AkDatabase *db)
 }
 
 /*
- * Open the meter: from now on verifications are admitted.  A worker that takes
- * over from one that died goes on with its incarnation, whose counts are still
- * in memory.
+ * Open the meter: from now on verifications are admitted, unless the worker was
+ * told to leave.  A worker that takes over from one that died goes on with its
+ * incarnation, whose counts are still in memory.
  */
 bool
 ak_incarnation_open(AkDatabase *db)
@@ -129,6 +130,13 @@ ak_incarnation_open(AkDatabase *db)
 		pg_write_barrier();
 		db->opened++;
 	}
+
+	/*
+	 * SIGTERM may have cancelled the wait for a standby: nothing may be admitted
+	 * in an incarnation that it does not know.
+	 */
+	if (ShutdownRequestPending)
+		return true;
 	pg_write_barrier();
 	db->open = true;
 	ConditionVariableBroadcast(&db->changed);

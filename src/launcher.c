@@ -166,6 +166,15 @@ ask_one_to_leave(int wanted)
 	}
 }
 
+/* The sooner of two times in ms; -1 is never. */
+static long
+sooner(long a, long b)
+{
+	if (a < 0 || b < 0)
+		return Max(a, b);
+	return Min(a, b);
+}
+
 /* Start what is wanted.  Returns in how many ms to look again, or -1. */
 static long
 start_wanted(void)
@@ -184,7 +193,7 @@ start_wanted(void)
 			ak_ms_until(started[i].at + RETRY_MS * INT64CONST(1000));
 		if (left > 0)
 		{
-			again = left;
+			again = sooner(again, left);
 			continue;
 		}
 		started[i].handle = start_worker(dboid, false);
@@ -192,7 +201,7 @@ start_wanted(void)
 		if (started[i].handle == NULL)
 		{
 			ask_one_to_leave(i);
-			again = RETRY_MS;
+			again = sooner(again, RETRY_MS);
 		}
 	}
 	return again;
@@ -285,15 +294,20 @@ plan_visits(bool first)
 	list_free(visitable);
 }
 
-/* Start the next visit, one at a time. */
-static void
+/*
+ * Start the next visit, one at a time.  Returns in how many ms to look again, or
+ * -1.
+ */
+static long
 visit_next(void)
 {
 	if (to_visit == NIL || !is_over(&visitor))
-		return;
+		return -1;
 	visitor = start_worker(linitial_oid(to_visit), true);
-	if (visitor != NULL)
-		to_visit = list_delete_first(to_visit);
+	if (visitor == NULL)
+		return RETRY_MS;
+	to_visit = list_delete_first(to_visit);
+	return -1;
 }
 
 void
@@ -338,11 +352,8 @@ ak_launcher_main(Datum arg)
 			next_round = now + ak_sweep_interval * USECS_PER_SEC;
 		}
 		again = start_wanted();
-		visit_next();
-
-		timeout = ak_ms_until(next_round);
-		if (again >= 0)
-			timeout = Min(timeout, again);
+		again = sooner(again, visit_next());
+		timeout = sooner(again, ak_ms_until(next_round));
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 timeout, wait_event);

@@ -5,8 +5,9 @@
  *	  an erasure could not reach.
  *	  Runs in its worker.
  *
- * Each step is a transaction of its own with the worker's lock_timeout: one
- * that cannot have its locks is logged and comes up again next time.
+ * Goes by steps, each a short transaction of its own with the worker's
+ * lock_timeout: one that cannot have its locks is logged, and ends the round.
+ * Between two steps the worker looks whether anybody waits for a ceiling.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,11 +24,39 @@
 /* Partitions made ahead, beside today's. */
 #define DAYS_AHEAD 2
 
-/* Expired keys marked in one transaction. */
+/* Expired keys marked in one step. */
 #define SWEEP_BATCH 1000
 
-/* Old request ids removed in one transaction. */
+/* Rows of usage looked at in one step. */
+#define USAGE_BATCH 10000
+
+/* Old request ids removed in one step. */
 #define REQUEST_ID_BATCH 10000
+
+typedef enum StepResult
+{
+	STEP_FAILED,				/* the error is in the server log */
+	STEP_AGAIN,					/* there is more of the same to do */
+	STEP_DONE
+} StepResult;
+
+typedef struct Round
+{
+	int			julian;			/* today */
+	bool		flushed;		/* the history buffer was emptied before */
+	int			step;			/* the next one; see steps[] */
+	int			days_ahead;		/* of the next partition */
+} Round;
+
+static Round current;
+
+static StepResult
+step(AkTransaction body, void *arg, const bool *again)
+{
+	if (!ak_worker_transaction(body, arg))
+		return STEP_FAILED;
+	return *again ? STEP_AGAIN : STEP_DONE;
+}
 
 static void
 run(const char *query)
@@ -38,15 +67,10 @@ run(const char *query)
 
 /* ----- expired keys ----- */
 
-typedef struct Sweep
-{
-	uint64		swept;
-} Sweep;
-
 static void
 sweep_keys(void *arg)
 {
-	Sweep	   *sweep = arg;
+	bool	   *again = arg;
 	Oid			types[] = {FLOAT8OID, INT4OID};
 	Datum		args[] = {
 		Float8GetDatum(ak_expired_key_grace), Int32GetDatum(SWEEP_BATCH)
@@ -60,7 +84,15 @@ sweep_keys(void *arg)
 							  " FOR NO KEY UPDATE SKIP LOCKED)",
 							  2, types, args, NULL, false, 0) < 0)
 		elog(ERROR, "could not sweep expired keys");
-	sweep->swept = SPI_processed;
+	*again = SPI_processed == SWEEP_BATCH;
+}
+
+static StepResult
+sweep_step(void)
+{
+	bool		again;
+
+	return step(sweep_keys, &again, &again);
 }
 
 /* ----- late history of users who were erased ----- */
@@ -93,6 +125,14 @@ clear_addresses(void *arg)
 		" WHERE noticed_at IS NULL");
 }
 
+static StepResult
+erasure_step(void)
+{
+	static const bool again = false;
+
+	return step(clear_addresses, &current.flushed, &again);
+}
+
 /* ----- usage of what was purged ----- */
 
 /*
@@ -100,25 +140,61 @@ clear_addresses(void *arg)
  * a purge leaves there is removed here.  Rows of a day ago: a key may have been
  * verified by the transaction that creates it.
  */
+typedef struct Walk
+{
+	pg_uuid_t	position;		/* subjects up to this one are done */
+	bool		again;			/* there are others */
+} Walk;
+
 static void
 remove_orphans(void *arg)
 {
-	run("DELETE FROM apikeys.usage u WHERE u.updated_at < now() - interval '1 day'"
-		" AND CASE u.subject WHEN 'key'"
-		" THEN NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.id = u.subject_id)"
-		" ELSE NOT EXISTS (SELECT FROM apikeys.users s WHERE s.subject_id = u.subject_id) END");
+	Walk	   *walk = arg;
+	Oid			types[] = {UUIDOID, INT4OID};
+	Datum		args[] = {
+		UUIDPGetDatum(&walk->position), Int32GetDatum(USAGE_BATCH)
+	};
+	Datum		last;
+	bool		isnull;
+
+	ak_plan_by_index();
+	if (SPI_execute_with_args("SELECT (SELECT subject_id FROM apikeys.usage"
+							  " WHERE subject_id > $1 ORDER BY subject_id OFFSET $2 LIMIT 1)",
+							  2, types, args, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read apikeys.usage");
+	last = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						 &isnull);
+	walk->again = !isnull;
+	args[1] = last;
+	types[1] = UUIDOID;
+	if (SPI_execute_with_args("DELETE FROM apikeys.usage u"
+							  " WHERE u.subject_id > $1 AND ($2 IS NULL OR u.subject_id <= $2)"
+							  " AND u.updated_at < now() - interval '1 day'"
+							  " AND CASE u.subject WHEN 'key'"
+							  " THEN NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.id = u.subject_id)"
+							  " ELSE NOT EXISTS (SELECT FROM apikeys.users s WHERE s.subject_id = u.subject_id) END",
+							  2, types, args, isnull ? " n" : NULL, false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not remove usage of what was purged");
+	if (isnull)
+		memset(&walk->position, 0, sizeof(pg_uuid_t));
+	else
+		walk->position = *DatumGetUUIDP(last);
 }
 
 /* It reads the whole table: once an hour will do. */
-static bool
-tidy_usage(void)
+static StepResult
+usage_step(void)
 {
+	static Walk walk;
 	static int64 next = 0;
 
-	if (ak_elapsed() < next)
-		return true;
-	next = ak_elapsed() + USECS_PER_HOUR;
-	return ak_worker_transaction(remove_orphans, NULL);
+	if (!walk.again)
+	{
+		if (ak_elapsed() < next)
+			return STEP_DONE;
+		next = ak_elapsed() + USECS_PER_HOUR;
+	}
+	return step(remove_orphans, &walk, &walk.again);
 }
 
 /* ----- requests that were charged once ----- */
@@ -126,7 +202,7 @@ tidy_usage(void)
 static void
 remove_request_ids(void *arg)
 {
-	uint64	   *removed = arg;
+	bool	   *again = arg;
 	Oid			types[] = {FLOAT8OID, INT4OID};
 	Datum		args[] = {
 		Float8GetDatum(ak_request_id_window), Int32GetDatum(REQUEST_ID_BATCH)
@@ -140,20 +216,15 @@ remove_request_ids(void *arg)
 							  " ORDER BY charged_at LIMIT $2)",
 							  2, types, args, NULL, false, 0) < 0)
 		elog(ERROR, "could not remove old request ids");
-	*removed = SPI_processed;
+	*again = SPI_processed == REQUEST_ID_BATCH;
 }
 
-static bool
-tidy_request_ids(void)
+static StepResult
+request_id_step(void)
 {
-	uint64		removed;
+	bool		again;
 
-	do
-	{
-		if (!ak_worker_transaction(remove_request_ids, &removed))
-			return false;
-	} while (removed == REQUEST_ID_BATCH);
-	return true;
+	return step(remove_request_ids, &again, &again);
 }
 
 /* ----- partitions ----- */
@@ -256,65 +327,61 @@ drop_oldest_partition(void *arg)
 					 retention->first_kept.from));
 }
 
-static bool
-make_partitions(int julian)
+static StepResult
+partition_step(void)
 {
-	for (int i = 0; i <= DAYS_AHEAD; i++)
-	{
-		Day			day;
+	Day			day;
+	bool		again = current.days_ahead < DAYS_AHEAD;
 
-		set_day(&day, julian + i);
-		if (!ak_worker_transaction(make_partition, &day))
-			return false;
-	}
-	return true;
+	set_day(&day, current.julian + current.days_ahead++);
+	return step(make_partition, &day, &again);
 }
 
 /* Whole days are kept that lie in the retention wholly or partly. */
-static bool
-drop_partitions(int julian)
+static StepResult
+retention_step(void)
 {
 	const int	day = MINS_PER_HOUR * HOURS_PER_DAY;
 	Retention	retention;
 
 	if (ak_history_retention == 0)
-		return true;
+		return STEP_DONE;
 	set_day(&retention.first_kept,
-			julian - (ak_history_retention + day - 1) / day);
-	do
-	{
-		if (!ak_worker_transaction(drop_oldest_partition, &retention))
-			return false;
-	} while (retention.dropped);
-	return true;
+			current.julian - (ak_history_retention + day - 1) / day);
+	return step(drop_oldest_partition, &retention, &retention.dropped);
 }
 
-static bool
-sweep_expired_keys(void)
-{
-	Sweep		sweep;
+/* ----- a round ----- */
 
-	do
+static StepResult (*const steps[]) (void) = {
+	partition_step, retention_step, sweep_step, erasure_step, usage_step,
+	request_id_step
+};
+
+/*
+ * Begin a round of everything that is due: when the worker starts, and every
+ * apikeys.sweep_interval.  "flushed" says whether the history buffer has just
+ * been emptied.
+ */
+void
+ak_maintain_begin(bool flushed)
+{
+	current = (Round)
 	{
-		if (!ak_worker_transaction(sweep_keys, &sweep))
-			return false;
-	} while (sweep.swept == SWEEP_BATCH);
-	return true;
+		.julian = today(),.flushed = flushed
+	};
 }
 
 /*
- * Everything that is due.  Called when the worker starts and every
- * apikeys.sweep_interval; "flushed" says whether the history buffer has just
- * been emptied.  Ends at the first step that fails, so that clients who need a
- * ceiling wait for one lock_timeout at most.
+ * Do the next step of the round.  False if it is over: all is done, or a step
+ * has failed.
  */
-void
-ak_maintain(bool flushed)
+bool
+ak_maintain_step(void)
 {
-	int			julian = today();
+	StepResult	result = steps[current.step] ();
 
-	(void) (make_partitions(julian) && drop_partitions(julian) &&
-			sweep_expired_keys() &&
-			ak_worker_transaction(clear_addresses, &flushed) &&
-			tidy_usage() && tidy_request_ids());
+	if (result == STEP_DONE)
+		current.step++;
+	return result != STEP_FAILED && current.step < lengthof(steps);
 }

@@ -375,7 +375,8 @@ ak_entry_allocate(void)
 /*
  * Remove all that a slot's generation holds; its meter is closed.  When it is
  * only closing, what may yet be given back stays: it is durable as it is, and
- * good for the next incarnation, since its ceiling is its count.
+ * good for the next incarnation, since its ceiling is its count.  So does what
+ * was given back after all was written: the next worker writes it.
  */
 void
 ak_meter_forget(uint32 generation, bool closing)
@@ -391,7 +392,7 @@ ak_meter_forget(uint32 generation, bool closing)
 		lock = ak_partition_lock(&key);
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		if (entry->in_use && memcmp(&entry->key, &key, sizeof(key)) == 0 &&
-			!(closing && entry->refundable > 0))
+			!(closing && (entry->refundable > 0 || entry->dirty)))
 			remove_entry(entry);
 		LWLockRelease(lock);
 	}

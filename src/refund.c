@@ -39,9 +39,14 @@ database_of(const AkCharge *charge)
 static void
 finish(Refundable *refundable, bool give_back)
 {
+	AkDatabase *db = database_of(&refundable->charge);
+
 	if (refundable->is_charged)
 		ak_meter_settle(&refundable->charge, give_back);
-	pg_atomic_fetch_sub_u32(&database_of(&refundable->charge)->refundable, 1);
+
+	/* A worker that closes the meter may wait for the last one. */
+	if (pg_atomic_sub_fetch_u32(&db->refundable, 1) == 0)
+		ConditionVariableBroadcast(&db->changed);
 }
 
 /* Finish all that was made at this level or deeper. */

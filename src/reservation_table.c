@@ -120,12 +120,16 @@ ak_reservations_held(AkDatabase *db, bool closing, AkReservation **held)
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
 	hash_seq_init(&seq, ak_reservations);
 	while ((r = hash_seq_search(&seq)) != NULL)
-		if (r->key.generation == db->generation && r->state == AK_HELD &&
-			n < capacity)
-		{
-			r->is_written |= closing;
+	{
+		bool		taken = r->key.generation == db->generation &&
+			r->state == AK_HELD && n < capacity;
+
+		/* A closing before this one may have failed. */
+		if (closing && r->key.generation == db->generation)
+			r->is_written = taken;
+		if (taken)
 			(*held)[n++] = *r;
-		}
+	}
 	LWLockRelease(ak_shared->reservations);
 	return n;
 }

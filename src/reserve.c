@@ -24,6 +24,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 
+#include "meter.h"
 #include "reserve.h"
 #include "verify.h"
 #include "worker.h"
@@ -158,7 +159,7 @@ keep_reservation(const AkReservationKey *key, const Decision *d,
 			r->holds[i].arrival = limit->arrival;
 			r->holds[i].life = limit->life;
 		}
-		ak_reservation_hold(ak_catalog()->db, r);
+		ak_reservation_hold(ak_database_of(&d->charge.limits[0].key), r);
 	}
 	LWLockRelease(ak_shared->reservations);
 }
@@ -212,14 +213,16 @@ apikey_reserve(PG_FUNCTION_ARGS)
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(drop_reservation, PointerGetDatum(&key));
 
-	if (decision.outcome == AK_VALID)
-		ak_current_remember(&decision.key, &decision.subject);
-
-	/* A standby admits what is unlimited, and holds nothing of it. */
+	/*
+	 * First of all, with nothing before it that can fail.  A standby admits what
+	 * is unlimited, and holds nothing of it.
+	 */
 	if (decision.outcome == AK_VALID && decision.is_metered)
 		keep_reservation(&key, &decision, request.cost);
 	else
 		drop_reservation(0, PointerGetDatum(&key));
+	if (decision.outcome == AK_VALID)
+		ak_current_remember(&decision.key, &decision.subject);
 
 	ak_answer(&request, &decision, values, nulls);
 	nulls[OUT_RESERVATION_ID] = nulls[OUT_DEADLINE] =

@@ -23,7 +23,6 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 
@@ -537,7 +536,7 @@ ak_rollup_visit(AkDatabase *db)
 	while (now >= ak_rollup_due(db) && now - begin < VISIT_TIME)
 	{
 		ak_rollup_step(db);
-		if (MyLatch->is_set)
+		if (db->called_at != 0)
 			break;
 		now = ak_elapsed();
 	}

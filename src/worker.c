@@ -17,6 +17,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -25,6 +26,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -53,6 +55,21 @@ handle_sigterm(SIGNAL_ARGS)
 	InterruptPending = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
+}
+
+/*
+ * Keep the extension from being dropped in this transaction: its tables go by
+ * name, and somebody else's could have taken theirs.
+ */
+static void
+keep_extension(void)
+{
+	LockDatabaseObject(ExtensionRelationId, my_db->extension, 0,
+					   AccessShareLock);
+	if (!ak_catalog_exists() || ak_catalog()->db != my_db)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"apikeys\" was dropped from the database")));
 }
 
 /* Become the owner of the extension's tables, for this transaction. */
@@ -97,10 +114,7 @@ ak_worker_transaction(AkTransaction body, void *arg)
 		StartTransactionCommand();
 		SPI_connect();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		if (!ak_catalog_exists() || ak_catalog()->db != my_db)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("extension \"apikeys\" was dropped from the database")));
+		keep_extension();
 		become_owner();
 		body(arg);
 		SetUserIdAndSecContext(user, context);
@@ -123,6 +137,18 @@ ak_worker_transaction(AkTransaction body, void *arg)
 	MemoryContextSwitchTo(caller);
 	pgstat_report_stat(false);
 	return ok;
+}
+
+/*
+ * Between transactions.  There is no statement to cancel: one that is begun later
+ * is, or after SIGTERM the meter is closed first.
+ */
+static void
+check_interrupts(void)
+{
+	HOLD_CANCEL_INTERRUPTS();
+	CHECK_FOR_INTERRUPTS();
+	RESUME_CANCEL_INTERRUPTS();
 }
 
 /* Set a parameter for the rest of the worker's transaction. */
@@ -166,6 +192,7 @@ override_settings(void)
 		{"row_security", "off"},
 		{"standard_conforming_strings", "on"},
 		{"zero_damaged_pages", "off"},
+		{"jit", "off"},			/* short statements, whatever they seem to cost */
 		{"DateStyle", "ISO, YMD"},
 		{"IntervalStyle", "postgres"},
 		{"TimeZone", "UTC"},
@@ -221,16 +248,22 @@ find_slot(void)
 	return db;
 }
 
-/* Become the database's worker.  False if it has one, or wants none now. */
+/*
+ * Become the database's worker.  False if it has one, or wants none now; or one
+ * that opens the meter, and this is only a visit.
+ */
 static bool
-attach(AkDatabase *db)
+attach(AkDatabase *db, bool is_visit)
 {
 	bool		attached;
 
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
-	attached = db->worker == NULL && db->held_by == 0;
+	attached = db->worker == NULL && db->held_by == 0 &&
+		!(is_visit && db->worker_wanted);
 	if (attached)
 	{
+		if (is_visit)
+			db->called_at = 0;	/* who calls from now on waits for its end */
 		db->worker = MyProc;
 		db->worker_wanted = false;
 		db->step_aside = false;
@@ -264,12 +297,16 @@ is_orphaned(void)
  */
 #define COUNTS_PER_INTERVAL 2
 
+/* How long transactions that the server's stop ends may take over it. */
+#define REFUND_TIME (1 * USECS_PER_SEC)
+
 /* By ak_elapsed(): a wall clock that is set back must not put off a flush. */
 typedef struct Schedule
 {
 	int64		next_counts;
 	int64		next_history;
 	int64		next_sweep;
+	bool		maintaining;	/* a round is not over yet */
 	int64		last_work;
 } Schedule;
 
@@ -361,11 +398,16 @@ rollup_due(void)
 static void
 sweep_due(Schedule *schedule, int64 now)
 {
-	bool		flushed = flush_history_due(schedule, now);
-
-	report("maintaining");
-	ak_maintain(flushed);
+	ak_maintain_begin(flush_history_due(schedule, now));
+	schedule->maintaining = true;
 	schedule->next_sweep = now + ak_sweep_interval * USECS_PER_SEC;
+}
+
+static void
+maintenance_due(Schedule *schedule)
+{
+	report("maintaining");
+	schedule->maintaining = ak_maintain_step();
 }
 
 /*
@@ -379,6 +421,17 @@ forget_sleep(void)
 	my_db->counts_flushed = since;
 	my_db->history_flushed = since;
 	pg_memory_barrier();
+}
+
+/*
+ * Whether somebody has called the worker.  It may have been woken for it while
+ * it waited for something else.
+ */
+static bool
+is_called(void)
+{
+	return ShutdownRequestPending || my_db->step_aside || my_db->urgent ||
+		(my_db->history_urgent && !my_db->stalled);
 }
 
 /*
@@ -404,14 +457,24 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 	else
 		my_db->worker_awake = true;
 	until = Min(until, ak_rollup_due(my_db));
+	if (schedule->maintaining)
+		until = 0;
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 ak_ms_until(until), wait_event);
+					 is_called() ? 0 : ak_ms_until(until), wait_event);
 	ResetLatch(MyLatch);
 	if (asleep)
 		forget_sleep();
 	my_db->worker_awake = true;
+}
+
+/* Who waits for a ceiling waits for one transaction of the worker's at most. */
+static void
+serve_urgent(AkFlush *flush)
+{
+	if (my_db->urgent)
+		(void) ak_flush_counts(flush, AK_PASS_URGENT);
 }
 
 /*
@@ -437,7 +500,7 @@ serve(AkFlush *flush)
 	{
 		if (ShutdownRequestPending || my_db->step_aside || is_orphaned())
 			return;
-		CHECK_FOR_INTERRUPTS();
+		check_interrupts();
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -446,25 +509,54 @@ serve(AkFlush *flush)
 		}
 
 		now = ak_elapsed();
-		if (my_db->urgent)
-			(void) ak_flush_counts(flush, AK_PASS_URGENT);
+		serve_urgent(flush);
 		if (now >= schedule.next_counts)
 			ak_reservations_release_due(my_db);
 		if (now >= schedule.next_counts)
 			flush_counts_due(flush, &schedule, now);
 		if (now >= schedule.next_sweep)
 			sweep_due(&schedule, now);
+		serve_urgent(flush);
+		if (schedule.maintaining)
+			maintenance_due(&schedule);
+		serve_urgent(flush);
 		if (now >= schedule.next_history ||
 			(my_db->history_urgent && !my_db->stalled))
 			(void) flush_history_due(&schedule, now);
+		serve_urgent(flush);
 		if (now >= ak_rollup_due(my_db))
 			rollup_due();
 		if (now >= idle_at(&schedule) && !has_work(flush) &&
+			!schedule.maintaining &&
 			pg_atomic_read_u32(&my_db->refundable) == 0 &&
 			pg_atomic_read_u32(&my_db->reserved) == 0)
 			return;
 		sleep_until_due(flush, &schedule);
 	}
+}
+
+/*
+ * The server stops: its backends are about to give back what their transactions
+ * may.  What is written without that is wrong for ever: memory ends with the
+ * server.
+ */
+static void
+await_refunds(void)
+{
+	int64		deadline = ak_elapsed() + REFUND_TIME;
+
+	HOLD_CANCEL_INTERRUPTS();
+	ConditionVariablePrepareToSleep(&my_db->changed);
+	while (pg_atomic_read_u32(&my_db->refundable) > 0 &&
+		   ak_elapsed() < deadline)
+	{
+		elog(DEBUG1, "waiting for transactions that may give back");
+		(void) ConditionVariableTimedSleep(&my_db->changed,
+										   ak_ms_until(deadline),
+										   ak_wait_event("ApikeysRefunds"));
+	}
+	ConditionVariableCancelSleep();
+	RESUME_CANCEL_INTERRUPTS();
 }
 
 /*
@@ -480,6 +572,8 @@ close_meter(AkFlush *flush)
 	closing = true;
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	QueryCancelPending = false;
+	if (ShutdownRequestPending)
+		await_refunds();
 	closed = ak_incarnation_close(my_db, flush);
 	if (!closed && ShutdownRequestPending)
 	{
@@ -493,6 +587,20 @@ close_meter(AkFlush *flush)
 		ak_rollup_close(my_db);
 	}
 	return closed;
+}
+
+/*
+ * Tidy up a database that nobody verifies in, until somebody calls for a worker
+ * that opens the meter: it does the rest.
+ */
+static void
+visit(AkDatabase *db)
+{
+	(void) ak_incarnation_settle(db);
+	ak_rollup_visit(db);
+	ak_maintain_begin(ak_history_is_empty(db));
+	while (db->called_at == 0 && !is_called() && ak_maintain_step())
+		check_interrupts();
 }
 
 void
@@ -509,15 +617,13 @@ ak_worker_main(Datum arg)
 	override_settings();
 
 	db = find_slot();
-	if (db == NULL || !attach(db))
+	if (db == NULL || !attach(db, AK_WORKER_IS_VISIT(arg)))
 		proc_exit(0);
 	before_shmem_exit(detach, (Datum) 0);
 
 	if (AK_WORKER_IS_VISIT(arg))
 	{
-		(void) ak_incarnation_settle(db);
-		ak_rollup_visit(db);
-		ak_maintain(ak_history_is_empty(db));
+		visit(db);
 		proc_exit(0);
 	}
 

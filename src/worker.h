@@ -61,7 +61,8 @@ extern void ak_rollup_close(AkDatabase *db);
 extern void ak_rollup_visit(AkDatabase *db);
 
 /* maintain.c */
-extern void ak_maintain(bool flushed);
+extern void ak_maintain_begin(bool flushed);
+extern bool ak_maintain_step(void);
 
 /* last_used.c */
 extern void ak_note_use(const pg_uuid_t *key_id, TimestampTz at);

@@ -1,0 +1,139 @@
+# How a worker leaves, and how one takes over: whatever comes meanwhile, what was
+# counted is written.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+use ApikeysTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $keys = 10000;
+my $node = new_server(
+	'main',
+	'apikeys.flush_interval' => '60s',
+	'apikeys.max_tracked_keys' => 1000000,
+	'log_min_messages' => 'debug1');
+$node->start;
+install($node);
+
+sub sql
+{
+	return $node->safe_psql('postgres', $_[0]);
+}
+
+sub worker
+{
+	return sql(q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'apikeys worker'));
+}
+
+sub is_gone
+{
+	my ($pid) = @_;
+	return !kill(0, $pid);
+}
+
+sql(q(SELECT apikey_plan_create('Plan', 100, 'year', plan_id => 'plan')));
+
+# ----- SIGTERM while the worker looks whether the extension is there -----
+
+# A lock that the look waits for, with interrupts held; the stop ends who has it.
+my ($id, $secret) = issue($node, 'postgres', q('stopped', plan_id => 'plan'));
+is(verify_times($node, 'postgres', $secret, 7), 7, 'some are admitted');
+ok( $node->poll_query_until('postgres',
+		q(SELECT state = 'idle' FROM pg_stat_activity WHERE backend_type = 'apikeys worker')),
+	'the worker has begun');
+my $holder = $node->background_psql('postgres');
+$holder->query_safe('BEGIN; LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE');
+sql('GRANT SELECT ON apikeys.plans TO pg_monitor');
+$holder->query_safe('SELECT pg_reload_conf()');
+ok( until_true(
+		sub {
+			$holder->query_safe(
+				q(SELECT count(*) FROM pg_locks WHERE NOT granted
+				   AND relation = 'pg_extension'::regclass
+				   AND clock_timestamp() > waitstart + interval '1 s')) eq '1';
+		}),
+	'the worker looks for the extension');
+my $log = -s $node->logfile;
+$node->stop('fast');
+unlike(slurp_file($node->logfile, $log), qr/apikeys worker.*exited with exit code 1/,
+	'the worker closes the meter');
+$node->start;
+is(sql('SELECT count(*) FROM apikeys.requests'), 7, 'the history is complete');
+is(sql("SELECT current_usage, charged, ceiling FROM apikeys.usage WHERE subject_id = '$id'"),
+	'7|7|7', 'so is the usage');
+
+# ----- The server stops under a transaction that has adjusted a count -----
+
+is(verify_times($node, 'postgres', $secret, 73), 73, 'most of the quota is used');
+my $client = $node->background_psql('postgres');
+my $pid = $client->query_safe('SELECT pg_backend_pid()');
+$client->query_safe("BEGIN; SELECT FROM apikey_usage_adjust('$id', -50)");
+my $worker = worker();
+kill 'STOP', $pid or die "client: $!";
+$log = -s $node->logfile;
+system_or_bail('pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-W', 'stop');
+ok( until_true(
+		sub {
+			is_gone($worker)
+			  || slurp_file($node->logfile, $log) =~ /waiting for transactions that may give back/;
+		}),
+	'the worker comes to the end of its work');
+kill 'CONT', $pid or die "client: $!";
+ok(until_true(sub { !-e $node->data_dir . '/postmaster.pid' }), 'the server stops');
+$node->{_pid} = undef;
+$node->start;
+is(sql("SELECT current_usage, charged FROM apikeys.usage WHERE subject_id = '$id'"),
+	'80|80', 'what was not committed is not written');
+
+# ----- A ceiling while keys are swept -----
+
+sql(q(
+	SELECT apikey_plan_create('Small', 10, 'year', plan_id => 'small');
+	INSERT INTO apikeys.keys (id, name, api_id, start, digest, expires_at, created_at)
+	SELECT apikeys.uuidv7(), 'old', 'default', 'ak_xxxx', sha256(n::text::bytea),
+	       now() - interval '1 year', now() - interval '2 years'
+	  FROM generate_series(1, 30000) n));
+my ($small_id, $small) = issue($node, 'postgres', q('small', plan_id => 'small'));
+$node->stop('fast');
+$node->append_conf('postgresql.conf', "apikeys.expired_key_grace = 0");
+$node->start;
+is( sql(qq(
+		DO \$\$
+		BEGIN
+			PERFORM apikey_verify('$secret');
+			WHILE NOT EXISTS (SELECT FROM apikeys.keys WHERE deleted_at IS NOT NULL) LOOP
+			END LOOP;
+		END \$\$;
+		SELECT code FROM apikey_verify('$small');
+		SELECT EXISTS (SELECT FROM apikeys.keys WHERE name = 'old' AND deleted_at IS NULL))),
+	"VALID\nt", 'who waits for a ceiling does not wait for all keys to be swept');
+
+# ----- Refunds while a worker begins -----
+
+my @refunds = split /\n/, sql(qq(
+	SELECT format('SAVEPOINT s%s; SELECT FROM apikey_verify(%L, on_abort => ''refund'');', n,
+	              (apikey_create('k' || n, plan_id => 'plan')).api_key)
+	  FROM generate_series(1, $keys) n));
+$client = $node->background_psql('postgres');
+$client->query_safe('BEGIN');
+$client->query_safe(join "\n", @refunds);
+$worker = worker();
+sql("SELECT pg_terminate_backend($worker)");
+ok(until_true(sub { is_gone($worker) }), 'the worker leaves');
+$log = -s $node->logfile;
+$client->query_safe(join "\n", map { "ROLLBACK TO s$_;" } reverse 1 .. $keys);
+$client->query_safe('ROLLBACK');
+isnt(worker(), '', 'another has come');
+$node->stop('fast');
+unlike(slurp_file($node->logfile, $log),
+	qr/cannot affect row|apikeys worker.*exited with exit code 1/, 'and could do its work');
+$node->start;
+is(sql("SELECT sum(current_usage) FROM apikeys.usage WHERE subject_id <> '$id' AND subject_id <> '$small_id'"),
+	0, 'all was given back');
+
+done_testing();
