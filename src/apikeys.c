@@ -10,6 +10,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
@@ -71,6 +72,27 @@ check_create_extension(const CreateExtensionStmt *stmt)
 					 errdetail("The extension makes that schema itself, for its tables."),
 					 errhint("Name the schema for the apikey_* functions, or leave SCHEMA out.")));
 	}
+}
+
+/*
+ * Functions name both schemas, some with their owner's rights: under the old name
+ * they would find what somebody else puts there.
+ */
+static void
+check_rename(const RenameStmt *stmt)
+{
+	Oid			functions;
+
+	if (stmt->renameType != OBJECT_SCHEMA)
+		return;
+	functions = ak_functions_schema();
+	if (OidIsValid(functions) &&
+		(strcmp(stmt->subname, "apikeys") == 0 ||
+		 get_namespace_oid(stmt->subname, true) == functions))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("schema \"%s\" cannot be renamed", stmt->subname),
+				 errdetail("Functions of extension \"apikeys\" call each other by its name.")));
 }
 
 static bool
@@ -208,7 +230,10 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 
 	if (IsA(stmt, CreateExtensionStmt))
 		check_create_extension((CreateExtensionStmt *) stmt);
-	else if (!RecoveryInProgress() && IsTransactionState())
+	else if (IsA(stmt, RenameStmt) && IsTransactionState())
+		check_rename((RenameStmt *) stmt);
+
+	if (!RecoveryInProgress() && IsTransactionState())
 		dboid = database_to_empty(stmt);
 
 	if (ak_loads_dump(stmt))

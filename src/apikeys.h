@@ -382,6 +382,7 @@ typedef struct AkCatalog
 extern const AkCatalog *ak_catalog(void);
 extern bool ak_catalog_exists(void);
 extern uint64 ak_catalog_changes(void);
+extern Oid	ak_functions_schema(void);
 extern void ak_catalog_announce(Oid relid);
 extern void ak_catalog_updated(void);
 
@@ -1000,5 +1001,6 @@ extern int	ak_load_dump(void);
 
 extern bool ak_in_purge;
 extern void ak_force_durable_commit(void);
+extern void ak_check_dimensions(ArrayType *array, const char *name);
 
 #endif							/* APIKEYS_H */

@@ -126,6 +126,28 @@ check_version(Oid extension)
 				 errhint("Run ALTER EXTENSION apikeys UPDATE, or restart the server after installing a new version.")));
 }
 
+/* The schema of the functions, or InvalidOid if they are not installed. */
+Oid
+ak_functions_schema(void)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	Oid			schema = InvalidOid;
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&scankey, Anum_pg_extension_extname, BTEqualStrategyNumber,
+				F_NAMEEQ, CStringGetDatum("apikeys"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1,
+							  &scankey);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return schema;
+}
+
 static Oid
 relation_oid(const char *name, Oid namespace)
 {

@@ -34,7 +34,8 @@ ak_header_add(AkHeaders *headers, const char *name, const char *value)
 
 /*
  * A text as a header can hold it: what is not printable ASCII, and the percent
- * sign, is percent-encoded.
+ * sign, is percent-encoded; so are spaces at its ends, which whoever reads a
+ * header takes away.
  */
 char *
 ak_header_text(const char *value)
@@ -44,7 +45,9 @@ ak_header_text(const char *value)
 	initStringInfo(&text);
 	for (const unsigned char *c = (const unsigned char *) value; *c != '\0'; c++)
 	{
-		if (*c < ' ' || *c > '~' || *c == '%')
+		bool		is_end = text.len == 0 || c[1] == '\0';
+
+		if (*c < ' ' || *c > '~' || *c == '%' || (*c == ' ' && is_end))
 			appendStringInfo(&text, "%%%02X", *c);
 		else
 			appendStringInfoChar(&text, *c);

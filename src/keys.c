@@ -27,6 +27,9 @@
 PG_FUNCTION_INFO_V1(apikey_create);
 PG_FUNCTION_INFO_V1(apikey_regenerate);
 
+/* The longest grace: what is longer would end after the last of all times. */
+#define GRACE_YEARS 10000
+
 /* Arguments of apikey_create(). */
 enum
 {
@@ -211,6 +214,21 @@ choose_prefix(FunctionCallInfo fcinfo, const AkApi *api)
 	return prefix;
 }
 
+static void
+check_array(FunctionCallInfo fcinfo, int arg, const char *name)
+{
+	ArrayType  *array;
+
+	if (PG_ARGISNULL(arg))
+		return;
+	array = PG_GETARG_ARRAYTYPE_P(arg);
+	ak_check_dimensions(array, name);
+	if (array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not contain nulls", name)));
+}
+
 /*
  * What the table's constraints would refuse too, but in words of ours: theirs
  * show the row, digest and all.
@@ -242,15 +260,14 @@ check_values(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("metadata must be a JSON object")));
-	if ((!PG_ARGISNULL(ARG_PERMISSIONS) &&
-		 array_contains_nulls(PG_GETARG_ARRAYTYPE_P(ARG_PERMISSIONS))) ||
-		(!PG_ARGISNULL(ARG_ALLOWED_IPS) &&
-		 array_contains_nulls(PG_GETARG_ARRAYTYPE_P(ARG_ALLOWED_IPS))) ||
-		(!PG_ARGISNULL(ARG_ROLES) &&
-		 array_contains_nulls(PG_GETARG_ARRAYTYPE_P(ARG_ROLES))))
+	check_array(fcinfo, ARG_PERMISSIONS, "permissions");
+	check_array(fcinfo, ARG_ROLES, "roles");
+	check_array(fcinfo, ARG_ALLOWED_IPS, "allowed_ips");
+	if (!PG_ARGISNULL(ARG_CREDITS) && PG_GETARG_INT64(ARG_CREDITS) < 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("permissions, roles and allowed_ips must not contain nulls")));
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("credits must not be negative"),
+				 errhint("NULL is unlimited.")));
 }
 
 /*
@@ -362,7 +379,7 @@ lock_prefix(Datum id, bool has_grace, char prefix[AK_PREFIX_MAX + 1])
  * apikey_regenerate(id uuid, grace interval) -> apikeys.issued_key
  *
  * Give a key a new secret; all else stays.  With a grace, the old secret works
- * for that long, though never beyond the key's expiry.  A fence is on the old
+ * for that long (10,000 years at most), though never beyond the key's expiry.  A fence is on the old
  * secret: it is lifted.
  *
  * Errors: P0002 for an unknown or deleted key, 22004 and 22023 for arguments,
@@ -375,6 +392,7 @@ apikey_regenerate(PG_FUNCTION_ARGS)
 	static Oid	types[] = {UUIDOID, INTERVALOID, TEXTOID, BYTEAOID};
 	Datum		values[lengthof(types)];
 	Interval	none = {0};
+	Interval	longest = {.month = GRACE_YEARS * MONTHS_PER_YEAR};
 	bool		has_grace;
 	char		prefix[AK_PREFIX_MAX + 1];
 	char		secret[AK_SECRET_MAX + 1];
@@ -396,6 +414,9 @@ apikey_regenerate(PG_FUNCTION_ARGS)
 	SPI_connect();
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = PG_GETARG_DATUM(1);
+	if (DatumGetBool(DirectFunctionCall2(interval_gt, values[1],
+										 IntervalPGetDatum(&longest))))
+		values[1] = IntervalPGetDatum(&longest);
 	lock_prefix(values[0], has_grace, prefix);
 	ak_secret_make(prefix, secret);
 	stored_form(secret, &values[2], &values[3]);

@@ -14,6 +14,23 @@
 
 #include "apikeys.h"
 
+/*
+ * The length of a text cut at a character, at most "max" bytes.  In a database
+ * of encoding SQL_ASCII, what looks like UTF-8 is cut as if it were: clients
+ * that read UTF-8 could not read the history else.
+ */
+static int
+cut_length(const char *text, int length, int max)
+{
+	int			cut = pg_mbcliplen(text, length, max);
+
+	if (GetDatabaseEncoding() == PG_SQL_ASCII)
+		for (int back = 0; back < 3 && cut - back > 0; back++)
+			if (((unsigned char) text[cut - back] & 0xC0) != 0x80)
+				return cut - back;
+	return cut;
+}
+
 /* Append a text to a record, cut at a character. */
 static int
 append_text(AkRecord *record, Size *used, NullableDatum value, int max)
@@ -26,7 +43,7 @@ append_text(AkRecord *record, Size *used, NullableDatum value, int max)
 	t = DatumGetTextPP(value.value);
 	length = VARSIZE_ANY_EXHDR(t);
 	if (length > max)
-		length = pg_mbcliplen(VARDATA_ANY(t), length, max);
+		length = cut_length(VARDATA_ANY(t), length, max);
 	memcpy(record->data + *used, VARDATA_ANY(t), length);
 	*used += length;
 	return length;

@@ -228,6 +228,40 @@ complete_new_key(HeapTuple tuple, TupleDesc desc)
 	return tuple;
 }
 
+/* A text[] or cidr[] of a key is a list. */
+void
+ak_check_dimensions(ArrayType *array, const char *name)
+{
+	if (ARR_NDIM(array) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be an array of one dimension", name),
+				 errhint("Give them one after the other, such as {one,two}.")));
+}
+
+static void
+check_lists(HeapTuple tuple, TupleDesc desc)
+{
+	static const struct
+	{
+		AkKeyColumn column;
+		const char *name;
+	}			lists[] = {
+		{AK_KEY_PERMISSIONS, "permissions"},
+		{AK_KEY_ROLES, "roles"},
+		{AK_KEY_ALLOWED_IPS, "allowed_ips"}
+	};
+
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		bool		isnull;
+		Datum		value = old_or_new(tuple, desc, lists[i].column, &isnull);
+
+		if (!isnull)
+			ak_check_dimensions(DatumGetArrayTypeP(value), lists[i].name);
+	}
+}
+
 /* Made by this transaction, rather than restored or put back on deletion. */
 static bool
 is_new(HeapTuple tuple, TupleDesc desc)
@@ -296,6 +330,7 @@ apikeys_keys_before_write(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_UPDATE(data->tg_event))
 	{
 		tuple = data->tg_newtuple;
+		check_lists(tuple, desc);
 		check_unchanged(data->tg_trigtuple, tuple, desc, AK_KEY_ID, "id");
 		check_unchanged(data->tg_trigtuple, tuple, desc, AK_KEY_CREATED_AT,
 						"created_at");
@@ -312,6 +347,7 @@ apikeys_keys_before_write(PG_FUNCTION_ARGS)
 	else
 	{
 		tuple = data->tg_trigtuple;
+		check_lists(tuple, desc);
 		if (is_new(tuple, desc))
 			tuple = complete_new_key(tuple, desc);
 	}

@@ -23,6 +23,8 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_type.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -74,6 +76,43 @@ static bool
 is_null(HeapTuple tuple, int attnum)
 {
 	return heap_attisnull(tuple, attnum, NULL);
+}
+
+/*
+ * Lock a table or index of the meter for reading, and wait for it no longer than
+ * for the worker.  Errors: 53000 if that was not long enough.
+ */
+static void
+lock_in_time(Oid relid)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			callers = LockTimeout;
+	bool		is_ours = callers == 0 || callers > ak_meter_timeout;
+
+	if (ConditionalLockRelationOid(relid, AccessShareLock))
+		return;
+	PG_TRY();
+	{
+		if (is_ours)
+			LockTimeout = Max(ak_meter_timeout, 1);
+		LockRelationOid(relid, AccessShareLock);
+		LockTimeout = callers;
+	}
+	PG_CATCH();
+	{
+		LockTimeout = callers;
+		if (!is_ours || geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("the meter could not admit the request within %d ms",
+						ak_meter_timeout),
+				 errdetail("Relation \"%s\" is locked.", get_rel_name(relid)),
+				 errhint("Look in pg_locks for who holds it.")));
+	}
+	PG_END_TRY();
 }
 
 /* Whether an incarnation ended cleanly.  Only closed ones are ever removed. */
@@ -173,12 +212,15 @@ ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry)
 	const AkCatalog *catalog = ak_catalog();
 	AkDatabase *db = catalog->db;
 	int64		headroom = ak_meter_headroom(key, limit);
-	Relation	rel = table_open(catalog->usage, AccessShareLock);
+	Relation	rel;
 	ScanKeyData scankey[3];
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	bool		found;
 
+	lock_in_time(catalog->usage);
+	lock_in_time(catalog->usage_pkey);
+	rel = table_open(catalog->usage, NoLock);
 	ScanKeyInit(&scankey[0], USAGE_SUBJECT_ID, BTEqualStrategyNumber,
 				F_UUID_EQ, UUIDPGetDatum(&key->subject_id));
 	ScanKeyEntryInitialize(&scankey[1], 0, USAGE_PERIOD, BTEqualStrategyNumber,
@@ -228,6 +270,7 @@ ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry)
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
+	UnlockRelationOid(catalog->usage_pkey, AccessShareLock);
 	return found;
 }
 

@@ -520,8 +520,8 @@ apikey_verify_many(PG_FUNCTION_ARGS)
 /*
  * apikeys.key_of_secret(key text) -> uuid
  *
- * The key that a secret belongs to, NULL if it is none's; meters nothing,
- * records nothing.
+ * The key that a secret belongs to, NULL if it is none's or the key is deleted,
+ * be it by the sweep; meters nothing, records nothing.
  */
 Datum
 apikeys_key_of_secret(PG_FUNCTION_ARGS)
@@ -533,7 +533,7 @@ apikeys_key_of_secret(PG_FUNCTION_ARGS)
 	AcceptInvalidationMessages();
 	if (!digest_of(fcinfo->args[0], digest) ||
 		!ak_key_by_digest(digest, GetCurrentTimestamp(), &key) ||
-		is_deleted(&key))
+		!key.nulls[AK_KEY_DELETED_AT])
 		PG_RETURN_NULL();
 	id = palloc(sizeof(pg_uuid_t));
 	*id = key.id;

@@ -38,7 +38,7 @@ CREATE FUNCTION apikeys.credit_account(
     OUT charged bigint,
     OUT next_refill timestamptz
 ) RETURNS record
-LANGUAGE c VOLATILE PARALLEL RESTRICTED
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'apikeys_credit_account';
 COMMENT ON FUNCTION apikeys.credit_account(uuid, text, bigint, bigint, interval, int, timestamptz, boolean) IS
 'What has become of credits, from the meter.
@@ -56,7 +56,7 @@ CREATE FUNCTION apikeys.balance(
     refill_day int,
     refill_since timestamptz
 ) RETURNS bigint
-LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
+LANGUAGE c STABLE PARALLEL UNSAFE COST 100
 AS 'MODULE_PATHNAME', 'apikeys_balance';
 COMMENT ON FUNCTION apikeys.balance(uuid, text, bigint, bigint, interval, int, timestamptz) IS
 'What is left of credits, from the meter.

@@ -98,7 +98,7 @@ never beyond the key''s own expiry; an older one stops at once. A fence
 22023 for arguments, 55000 for a grace of a fenced key.';
 
 CREATE FUNCTION @extschema@.apikey_usage(id uuid) RETURNS apikeys.usage_report
-LANGUAGE c VOLATILE PARALLEL RESTRICTED
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'apikey_usage';
 COMMENT ON FUNCTION @extschema@.apikey_usage(uuid) IS
 'Usage of a key in the current period.
@@ -107,7 +107,7 @@ are those that all keys of the user share. Errors: P0002 for an unknown key,
 22004 for none.';
 
 CREATE FUNCTION @extschema@.apikey_user_usage(user_id text) RETURNS apikeys.usage_report
-LANGUAGE c VOLATILE PARALLEL RESTRICTED
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'apikey_user_usage';
 COMMENT ON FUNCTION @extschema@.apikey_user_usage(text) IS
 'Usage that the keys of a user share in the current period.
@@ -189,7 +189,7 @@ CREATE FUNCTION apikeys.count_of(
     OUT current_usage bigint,
     OUT charged bigint
 ) RETURNS record
-LANGUAGE c VOLATILE PARALLEL RESTRICTED
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'apikeys_count_of';
 COMMENT ON FUNCTION apikeys.count_of(uuid, text, text, timestamptz, bigint) IS
 'One count of this database, from the meter or else from apikeys.usage.

@@ -35,6 +35,9 @@ BEGIN
         WHEN NEW.key_lifetime <= '0' THEN
             ARRAY['key_lifetime must be positive',
                   'NULL is for ever.']
+        WHEN NEW.key_lifetime > interval '10000 years' THEN
+            ARRAY['key_lifetime must not be longer than 10000 years',
+                  'NULL is for ever.']
         WHEN NEW.max_keys_per_user < 0 THEN
             ARRAY['max_keys_per_user must not be negative',
                   'NULL is any number.']

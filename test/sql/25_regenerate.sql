@@ -81,3 +81,10 @@ SELECT status FROM apikey_delete(:'id');
 SELECT code FROM apikey_verify(:'sixth', ip_address => '10.0.0.1');
 SELECT code FROM apikey_verify(:'seventh', ip_address => '10.0.0.1');
 SELECT test.refusal(replace('SELECT apikey_regenerate(''ID'')', 'ID', :'id')) = format('P0002 | key "%s" does not exist', :'id') AS refused;
+
+-- A grace that would end after the last of all times.
+SELECT id AS long FROM apikey_create('long', expires_at => '2099-01-01 00:00:00+00') \gset
+SELECT previous_expires_at FROM apikey_regenerate(:'long', '170000000 years');
+SELECT id AS endless FROM apikey_create('endless') \gset
+SELECT previous_expires_at - interval '10000 years' BETWEEN now() - interval '2 days' AND now() + interval '2 days' AS capped
+  FROM apikey_regenerate(:'endless', '170000000 years');

@@ -29,6 +29,14 @@ SELECT status FROM apikey_delete(:'id');
 SELECT count(*) FROM apikey_whoami(:'third');
 SELECT code FROM apikey_verify(:'third');
 
+-- Nor has one that had expired before it was deleted, which verification tells from others.
+SELECT id AS expired_id, api_key AS expired FROM apikey_create('expired') \gset
+UPDATE apikeys.keys SET expires_at = now() - interval '1 hour' WHERE id = :'expired_id';
+SELECT status FROM apikey_whoami(:'expired');
+SELECT status FROM apikey_delete(:'expired_id');
+SELECT count(*) FROM apikey_whoami(:'expired');
+SELECT code FROM apikey_verify(:'expired');
+
 -- Restored, it has its secret and its usage again.
 SELECT id = :'id' AS is_it, status, deleted_at FROM apikey_restore(:'id');
 SELECT code, current_usage FROM apikey_verify(:'third');
@@ -46,6 +54,10 @@ SELECT test.refusal(format('SELECT apikey_update(%L, ''{"user_id": "one-key"}'')
 SELECT id AS spare FROM apikey_create('spare') \gset
 SELECT status FROM apikey_delete(:'spare');
 SELECT test.refusal(format('UPDATE apikeys.keys SET user_id = ''one-key'', deleted_at = NULL WHERE id = %L', :'spare'));
+-- Nor can an UPDATE make a list of lists.
+SELECT test.refusal($$UPDATE apikeys.keys SET permissions = '{{a,b}}'$$),
+       test.refusal($$UPDATE apikeys.keys SET roles = '{{a,b}}'$$),
+       test.refusal($$UPDATE apikeys.keys SET allowed_ips = '{{10.0.0.0/8}}'$$);
 -- What does not bring another key is free.
 SELECT name FROM apikey_update((SELECT id FROM apikey_list('one-key')), '{"name": "renamed"}');
 SELECT test.refusal('SELECT apikey_usage(NULL)'), test.refusal('SELECT apikey_user_usage(NULL)');

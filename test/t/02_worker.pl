@@ -204,11 +204,26 @@ my ($ret, $stdout, $stderr) = $node->psql('postgres',
 isnt($ret, 0, 'a ceiling that cannot be raised is an error');
 unlike($stderr, qr/\Q$few_secret\E/, 'which does not repeat the secret');
 $blocker->query_safe('ROLLBACK');
+
+# Nor may it hang where the count cannot be read.
+my (undef, $fresh_secret) = issue($node, 'postgres', q('fresh', plan_id => 'few'));
+foreach my $lock ('LOCK TABLE apikeys.usage IN ACCESS EXCLUSIVE MODE',
+	'REINDEX INDEX apikeys.usage_pkey')
+{
+	$blocker->query_safe("BEGIN; $lock");
+	($ret, $stdout, $stderr) = $node->psql('postgres',
+		"\\set VERBOSITY verbose\nSELECT code FROM apikey_verify('$fresh_secret')",
+		timeout => 60, timed_out => \my $timed_out);
+	like($stderr, qr/53000: .*within 1000 ms.*Relation "usage.*" is locked/s,
+		"a count that cannot be read is an error ($lock)");
+	$blocker->query_safe('ROLLBACK');
+}
 $blocker->quit;
 $node->append_conf('postgresql.conf', q(apikeys.meter_timeout = '60s'));
 $node->reload;
 is(verify($node, 'postgres', $few_secret),
 	'VALID', 'verification goes on when the worker can write again');
+is(verify($node, 'postgres', $fresh_secret), 'VALID', 'and read');
 
 $node->stop;
 done_testing();

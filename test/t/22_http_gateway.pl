@@ -120,6 +120,28 @@ is_refused(403, 'FORBIDDEN', 'a forged address',
 is( ask("$url/x", '-H', "X-Api-Key: $here", '--interface', '127.0.0.3')->{status},
 	200, 'the right address');
 
+# What the client gets wrong is no fault of the server's.
+is_refused(401, 'MALFORMED', 'a key that is no text', '-H', "X-Api-Key: \xff");
+is_refused(401, 'MALFORMED', 'a token that is no text', '-H', "Authorization: Bearer \xff");
+is( ask("$url/\xff?q=\xff", '-H', "X-Api-Key: $here", '--interface', '127.0.0.3')->{status},
+	200, 'a path that is no text');
+
+# User ids that a header does not hold as they are, and as many limits as there
+# can be.
+$node->safe_psql(
+	'postgres', q(
+	SELECT apikey_limit_set(n || repeat('ü', 30), 1000, '1 hour', plan_id => 'rates'),
+	       apikey_limit_set(n || repeat('ö', 30), 1000, '1 hour', user_id => ' spaced ')
+	  FROM (SELECT apikey_plan_create('Rates', plan_id => 'rates'), apikey_user_create(' spaced ')) p,
+	       generate_series(1, 8) n));
+my ($spaced_id, $spaced) = issue($node, 'postgres', q('spaced', ' spaced ', 'rates'));
+$node->safe_psql('postgres',
+	"SELECT apikey_limit_set(n || repeat('ä', 30), 1000, '1 hour', key_id => '$spaced_id') FROM generate_series(1, 8) n");
+$answer = ask("$url/x", '-H', "X-Api-Key: $spaced");
+is($answer->{body}, "GET /x user=%20spaced%20 id=$spaced_id key=", 'a user between spaces')
+  or diag($answer->{all});
+is(() = $answer->{headers}{ratelimit} =~ /r=\d+/g, 24, 'and all limits');
+
 is(ask("$url/_apikey", '-H', "X-Api-Key: $here")->{status},
 	404, 'the question itself is internal');
 
@@ -138,7 +160,7 @@ foreach my $file ($node->logfile, $post_log, glob "$dir/*")
 {
 	next unless -f $file;
 	unlike(slurp_file($file), qr/\Q$_\E/, 'no secret in a log')
-	  foreach $key, $here, $off;
+	  foreach $key, $here, $off, $spaced;
 }
 
 done_testing();
