@@ -70,6 +70,16 @@ is( $node->safe_psql(
 		 GROUP BY 1)),
 	'"Key functions"|t',
 	'the functions are where they were asked for');
+
+# Where functions name each other, the names stay.
+foreach my $schema ('"Key functions"', 'apikeys')
+{
+	($ret, $stdout, $stderr) =
+	  $node->psql('postgres', "ALTER SCHEMA $schema RENAME TO other");
+	like($stderr, qr/schema .* cannot be renamed/, "$schema keeps its name");
+}
+$node->safe_psql('postgres',
+	'CREATE SCHEMA another; ALTER SCHEMA another RENAME TO other; DROP SCHEMA other');
 my $secret = $node->safe_psql('postgres',
 	q(SELECT api_key FROM "Key functions".apikey_create('key')));
 is( $node->safe_psql(

@@ -213,5 +213,21 @@ ok( $node->poll_query_until(
 is( $node->safe_psql('postgres', "SELECT status FROM apikey_get('$late')"),
 	'expired', 'one in its grace is not');
 
+# ----- A database that knows no characters -----
+
+# A client that reads UTF-8 can read what was cut: the last character is left out.
+$node->safe_psql('postgres', 'CREATE DATABASE bytes ENCODING SQL_ASCII TEMPLATE template0');
+install($node, 'bytes');
+my ($bytes_id, $bytes) = issue($node, 'bytes', q('bytes'));
+is( $node->safe_psql('bytes',
+		"SELECT v.code FROM unnest('{ü,üü,€,€€}'::text[]) x, apikey_verify('$bytes', repeat('a', 1021) || x) v"),
+	join("\n", ('VALID') x 4), 'endpoints of 1023 to 1027 bytes');
+ok(flushed($node, 'bytes', 4), 'are recorded');
+is( $node->safe_psql(
+		'bytes', qq(
+		SET client_encoding = utf8;
+		SELECT octet_length(endpoint) FROM apikey_requests('$bytes_id') ORDER BY timestamp)),
+	"1023\n1023\n1024\n1024", 'cut at a character');
+
 $node->stop;
 done_testing();

@@ -99,6 +99,17 @@ sql(q(
 	       now() - interval '1 year', now() - interval '2 years'
 	  FROM generate_series(1, 30000) n));
 my ($small_id, $small) = issue($node, 'postgres', q('small', plan_id => 'small'));
+
+# And the usage of as many that are gone, in more steps than one: the last is of
+# one key, in many periods.
+sql(qq(
+	INSERT INTO apikeys.usage (subject_id, subject, period, period_start, current_usage,
+	                           charged, ceiling, incarnation, updated_at)
+	SELECT k, 'key', 'minute', now() - n * interval '1 minute', 1, 1, 1,
+	       gen_random_uuid(), now() - interval '2 days'
+	  FROM (SELECT gen_random_uuid(), n FROM generate_series(1, 20000) n
+	        UNION ALL SELECT 'ffffffff-ffff-4fff-bfff-ffffffffffff', n FROM generate_series(1, 15000) n
+	        UNION ALL SELECT '$id', 1) o (k, n)));
 $node->stop('fast');
 $node->append_conf('postgresql.conf', "apikeys.expired_key_grace = 0");
 $node->start;
@@ -112,6 +123,12 @@ is( sql(qq(
 		SELECT code FROM apikey_verify('$small');
 		SELECT EXISTS (SELECT FROM apikeys.keys WHERE name = 'old' AND deleted_at IS NULL))),
 	"VALID\nt", 'who waits for a ceiling does not wait for all keys to be swept');
+
+ok( $node->poll_query_until('postgres',
+		q(SELECT NOT EXISTS (SELECT FROM apikeys.usage WHERE period = 'minute' AND subject_id NOT IN (SELECT id FROM apikeys.keys)))),
+	'the usage of keys that are gone is removed');
+is(sql("SELECT count(*) FROM apikeys.usage WHERE period = 'minute' AND subject_id = '$id'"),
+	1, 'that of others stays');
 
 # ----- Refunds while a worker begins -----
 
@@ -133,7 +150,7 @@ $node->stop('fast');
 unlike(slurp_file($node->logfile, $log),
 	qr/cannot affect row|apikeys worker.*exited with exit code 1/, 'and could do its work');
 $node->start;
-is(sql("SELECT sum(current_usage) FROM apikeys.usage WHERE subject_id <> '$id' AND subject_id <> '$small_id'"),
+is(sql("SELECT sum(current_usage) FROM apikeys.usage WHERE subject_id NOT IN ('$id', '$small_id')"),
 	0, 'all was given back');
 
 done_testing();
