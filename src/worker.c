@@ -39,6 +39,8 @@
 
 static AkDatabase *my_db = NULL;
 static bool closing = false;	/* what is written now gates no admission */
+static bool opened = false;		/* the meter was opened */
+static bool closed = false;		/* and all was written since */
 
 /*
  * SIGTERM: leave, after closing the meter.  A statement under way is cancelled,
@@ -221,6 +223,13 @@ detach(int code, Datum arg)
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
 	if (my_db->worker == MyProc)
 		my_db->worker = NULL;
+
+	/*
+	 * What could not be written, or was given back since, is for the next one:
+	 * who has given it back has called this one.
+	 */
+	if (opened && (!closed || pg_atomic_read_u32(&my_db->dirty) != AK_NONE))
+		my_db->worker_wanted = true;
 	if (ak_shared->launcher != NULL)
 		SetLatch(&ak_shared->launcher->procLatch);
 	LWLockRelease(ak_shared->control);
@@ -563,11 +572,9 @@ await_refunds(void)
  * Close the meter.  This gates no admission any more, so it waits for no
  * standby: one that is promoted without it takes the ceilings it knows.
  */
-static bool
+static void
 close_meter(AkFlush *flush)
 {
-	bool		closed;
-
 	report("closing");
 	closing = true;
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
@@ -586,7 +593,6 @@ close_meter(AkFlush *flush)
 		ak_write_uses(my_db, true);
 		ak_rollup_close(my_db);
 	}
-	return closed;
 }
 
 /*
@@ -599,7 +605,8 @@ visit(AkDatabase *db)
 	(void) ak_incarnation_settle(db);
 	ak_rollup_visit(db);
 	ak_maintain_begin(ak_history_is_empty(db));
-	while (db->called_at == 0 && !is_called() && ak_maintain_step())
+	while (db->called_at == 0 && !ShutdownRequestPending &&
+		   !db->step_aside && ak_maintain_step())
 		check_interrupts();
 }
 
@@ -630,6 +637,7 @@ ak_worker_main(Datum arg)
 	flush = ak_flush_create(db);
 	if (!ak_incarnation_open(db))
 		proc_exit(1);
+	opened = true;
 	serve(flush);
 	if (is_orphaned())
 	{
@@ -637,5 +645,6 @@ ak_worker_main(Datum arg)
 		my_db = NULL;
 		proc_exit(0);
 	}
-	proc_exit(close_meter(flush) ? 0 : 1);
+	close_meter(flush);
+	proc_exit(closed ? 0 : 1);
 }

@@ -153,4 +153,36 @@ $node->start;
 is(sql("SELECT sum(current_usage) FROM apikeys.usage WHERE subject_id NOT IN ('$id', '$small_id')"),
 	0, 'all was given back');
 
+# ----- A refund while the meter closes -----
+
+# All counts are written, and the history waits for a lock: it holds what came
+# after the worker had begun.
+my ($late_id, $late) = issue($node, 'postgres', q('late', plan_id => 'plan'));
+$client = $node->background_psql('postgres');
+$client->query_safe('BEGIN');
+foreach my $time (1 .. 2)
+{
+	is($client->query_safe("SELECT code FROM apikey_verify('$late', cost => 25, on_abort => 'refund')"),
+		'VALID', 'some of a quota is used');
+	ok( $node->poll_query_until('postgres',
+			q(SELECT state = 'idle' FROM pg_stat_activity WHERE backend_type = 'apikeys worker')),
+		'the worker has nothing to do');
+}
+$holder = $node->background_psql('postgres');
+$holder->query_safe('BEGIN; LOCK TABLE apikeys.requests IN ACCESS EXCLUSIVE MODE');
+$worker = worker();
+sql("SELECT pg_terminate_backend($worker)");
+ok( $node->poll_query_until('postgres',
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $worker)"),
+	'the worker closes the meter');
+$client->query_safe('ROLLBACK');
+$holder->query_safe('ROLLBACK');
+ok(until_true(sub { is_gone($worker) }), 'and leaves');
+ok(until_true(sub { worker() ne '' }), 'another comes, though nobody verifies');
+$node->stop('fast');
+$node->start;
+is(sql("SELECT current_usage, charged FROM apikeys.usage WHERE subject_id = '$late_id'"),
+	'0|0', 'and writes what was given back meanwhile');
+
+$node->stop;
 done_testing();
