@@ -379,8 +379,8 @@ lock_prefix(Datum id, bool has_grace, char prefix[AK_PREFIX_MAX + 1])
  * apikey_regenerate(id uuid, grace interval) -> apikeys.issued_key
  *
  * Give a key a new secret; all else stays.  With a grace, the old secret works
- * for that long (10,000 years at most), though never beyond the key's expiry.  A fence is on the old
- * secret: it is lifted.
+ * for that long (10,000 years at most), though never beyond the key's expiry.
+ * A fence is on the old secret: it is lifted.
  *
  * Errors: P0002 for an unknown or deleted key, 22004 and 22023 for arguments,
  * 55000 for a grace of a fenced key.
