@@ -9,7 +9,8 @@
  *	  secret.c		 parse the secret, make its digest
  *	  find_key.c	 find the key's row (hints.c: where it was last time)
  *	  subject.c		 find its user and its plan (users.c, lookup.c)
- *	  permissions.c	 what the key may do (expression.c parses the question)
+ *	  permissions.c	 what the key may do (expression.c parses the question),
+ *	  address.c		 and from where
  *	  limits.c		 the limits it is held to (period.c: which period is now;
  *					 credits.c: when they refill)
  *	  meter.c		 count, in shared memory
@@ -527,6 +528,13 @@ extern char *ak_permissions_expression(Datum value);
 extern bool ak_permissions_hold(const char *expression, const AkHeld *held);
 extern void ak_held_by_key(const AkKey *key, AkHeld *held);
 extern void ak_check_permissions(ArrayType *array);
+
+/* ----- address.c ----- */
+
+extern void ak_address_unmap(inet_struct *address);
+extern void ak_address_read(const inet *value, inet_struct *address);
+extern bool ak_address_is_within(const inet_struct *address,
+								 const inet_struct *network);
 
 /* ----- meter.c ----- */
 

@@ -26,41 +26,24 @@
 /* Longest text of an address or network that is read. */
 #define ADDRESS_MAX 64
 
-typedef struct Network
-{
-	int			family;
-	int			bits;
-	unsigned char address[16];
-} Network;
-
 /* Read an address or a network.  False if it is none. */
 static bool
-read_network(const char *text, Network *network)
+read_network(const char *text, inet_struct *network)
 {
+	int			bits;
+
 	network->family = strchr(text, ':') ? PGSQL_AF_INET6 : PGSQL_AF_INET;
-	network->bits = pg_inet_net_pton(network->family, text, network->address,
-									 -1);
-	return network->bits >= 0;
-}
-
-/* An IPv4 address in the clothes of IPv6 (::ffff:a.b.c.d) is an IPv4 one. */
-static void
-unmap(Network *network)
-{
-	static const unsigned char mapped[12] = {[10] = 0xff,[11] = 0xff};
-
-	if (network->family == PGSQL_AF_INET6 && network->bits >= 96 &&
-		memcmp(network->address, mapped, sizeof(mapped)) == 0)
-	{
-		network->family = PGSQL_AF_INET;
-		network->bits -= 96;
-		memmove(network->address, network->address + 12, 4);
-	}
+	bits = pg_inet_net_pton(network->family, text, network->ipaddr, -1);
+	if (bits < 0)
+		return false;
+	network->bits = bits;
+	ak_address_unmap(network);
+	return true;
 }
 
 /* Read an entry of X-Forwarded-For: an address, perhaps with a port. */
 static bool
-read_entry(const char *entry, int length, Network *address)
+read_entry(const char *entry, int length, inet_struct *address)
 {
 	char		text[ADDRESS_MAX];
 	char	   *end;
@@ -80,21 +63,10 @@ read_entry(const char *entry, int length, Network *address)
 	}
 	else if ((end = strchr(text, ':')) != NULL && strchr(end + 1, ':') == NULL)
 		*end = '\0';
-	if (!read_network(text, address))
-		return false;
-	unmap(address);
-	return true;
+	return read_network(text, address);
 }
 
-static bool
-is_within(const Network *address, const Network *network)
-{
-	return address->family == network->family &&
-		bitncmp((unsigned char *) address->address,
-				(unsigned char *) network->address, network->bits) == 0;
-}
-
-typedef bool (*NetworkVisitor) (const Network *network, const void *arg);
+typedef bool (*NetworkVisitor) (const inet_struct *network, const void *arg);
 
 /* Show networks to "visit" until it says false.  False if one is none. */
 static bool
@@ -106,7 +78,7 @@ each_network(const char *list, NetworkVisitor visit, const void *arg)
 	{
 		int			length = strcspn(at, SEPARATORS);
 		char		text[ADDRESS_MAX];
-		Network		network;
+		inet_struct		network;
 
 		if (length >= ADDRESS_MAX)
 			return false;
@@ -114,7 +86,6 @@ each_network(const char *list, NetworkVisitor visit, const void *arg)
 		text[length] = '\0';
 		if (!read_network(text, &network))
 			return false;
-		unmap(&network);
 		if (!visit(&network, arg))
 			break;
 		at += length;
@@ -124,7 +95,7 @@ each_network(const char *list, NetworkVisitor visit, const void *arg)
 }
 
 static bool
-is_any(const Network *network, const void *arg)
+is_any(const inet_struct *network, const void *arg)
 {
 	return true;
 }
@@ -138,21 +109,21 @@ ak_addresses_are_valid(const char *list)
 
 typedef struct Search
 {
-	const Network *address;
+	const inet_struct *address;
 	bool	   *found;
 } Search;
 
 static bool
-is_another(const Network *network, const void *arg)
+is_another(const inet_struct *network, const void *arg)
 {
 	const Search *search = arg;
 
-	*search->found = is_within(search->address, network);
+	*search->found = ak_address_is_within(search->address, network);
 	return !*search->found;
 }
 
 static bool
-is_trusted(const Network *address)
+is_trusted(const inet_struct *address)
 {
 	bool		found = false;
 	Search		search = {address, &found};
@@ -162,13 +133,13 @@ is_trusted(const Network *address)
 }
 
 static const inet *
-as_inet(const Network *address)
+as_inet(const inet_struct *address)
 {
 	inet	   *result = palloc0(sizeof(inet));
 
 	ip_family(result) = address->family;
 	ip_bits(result) = ip_maxbits(result);
-	memcpy(ip_addr(result), address->address, ip_addrsize(result));
+	memcpy(ip_addr(result), address->ipaddr, ip_addrsize(result));
 	SET_INET_VARSIZE(result);
 	return result;
 }
@@ -193,7 +164,7 @@ ak_client_address(const char *forwarded)
 	{
 		const char *begin;
 		const char *last = end;
-		Network		address;
+		inet_struct		address;
 
 		for (begin = end; begin > forwarded && begin[-1] != ','; begin--)
 			;

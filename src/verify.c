@@ -136,6 +136,8 @@ is_expired(const AkKey *key, TimestampTz now)
 static bool
 is_from_allowed_ip(const AkKey *key, const inet *ip_address)
 {
+	inet_struct address;
+	inet_struct unmapped;
 	Datum	   *networks;
 	int			n;
 
@@ -143,13 +145,20 @@ is_from_allowed_ip(const AkKey *key, const inet *ip_address)
 		return true;
 	if (ip_address == NULL)
 		return false;
+	ak_address_read(ip_address, &address);
+	unmapped = address;
+	ak_address_unmap(&unmapped);
 	deconstruct_array(DatumGetArrayTypeP(key->values[AK_KEY_ALLOWED_IPS]),
 					  CIDROID, -1, false, TYPALIGN_INT, &networks, NULL, &n);
 	for (int i = 0; i < n; i++)
-		if (DatumGetBool(DirectFunctionCall2(network_subeq,
-											 InetPGetDatum(ip_address),
-											 networks[i])))
+	{
+		inet_struct network;
+
+		ak_address_read(DatumGetInetPP(networks[i]), &network);
+		if (ak_address_is_within(&address, &network) ||
+			ak_address_is_within(&unmapped, &network))
 			return true;
+	}
 	return false;
 }
 

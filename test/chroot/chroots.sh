@@ -30,8 +30,8 @@ enter_namespaces() {
     [ "$(id -u)" -eq 0 ] || die "a chroot can only be made and entered by root"
     if ! command -v debootstrap >/dev/null; then
         echo "Installing what is missing, with apt-get: debootstrap"
-        DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
-            --no-install-recommends debootstrap </dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
+            install -y --no-install-recommends debootstrap </dev/null
     fi
     mkdir -p "$cache"
     exec env APIKEYS_NAMESPACE=yes \

@@ -100,13 +100,19 @@ SELECT code FROM apikey_verify(:'api_key', cost => 0);
 -- Addresses.
 SELECT id, api_key FROM apikey_create('networks', allowed_ips => '{192.0.2.0/24,2001:db8::/32,198.51.100.7}') \gset
 SELECT a AS address, v.code
-  FROM unnest('{192.0.2.0,192.0.2.255,192.0.3.0,198.51.100.7,198.51.100.8,2001:db8::1,2001:db9::1,::ffff:192.0.2.1}'::inet[])
+  FROM unnest('{192.0.2.0,192.0.2.255,192.0.3.0,198.51.100.7,198.51.100.8,2001:db8::1,2001:db9::1,::ffff:192.0.2.1,::ffff:192.0.3.1,::fffe:192.0.2.1,192.0.2.0/24,192.0.2.0/23,::ffff:192.0.2.0/120,::ffff:192.0.2.0/119}'::inet[])
        WITH ORDINALITY AS t(a, n),
        LATERAL apikey_verify(:'api_key', ip_address => a) v
  ORDER BY n;
 SELECT code FROM apikey_verify(:'api_key');
 SELECT count(*) FROM apikey_update(:'id', '{"allowed_ips": []}');
 SELECT code FROM apikey_verify(:'api_key', ip_address => '192.0.2.1');
+SELECT count(*) FROM apikey_update(:'id', '{"allowed_ips": ["::ffff:192.0.2.0/120"]}');
+SELECT a AS address, v.code
+  FROM unnest('{192.0.2.1,::ffff:192.0.2.1,::ffff:192.0.3.1,2001:db8::1}'::inet[])
+       WITH ORDINALITY AS t(a, n),
+       LATERAL apikey_verify(:'api_key', ip_address => a) v
+ ORDER BY n;
 SELECT count(*) FROM apikey_update(:'id', '{"allowed_ips": null}');
 SELECT code FROM apikey_verify(:'api_key');
 
