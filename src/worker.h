@@ -19,15 +19,26 @@
 #define AK_WORKER_DATABASE(arg) ((Oid) (DatumGetInt64(arg) & PG_UINT32_MAX))
 #define AK_WORKER_IS_VISIT(arg) ((DatumGetInt64(arg) >> 32) != 0)
 
+/* worker.c */
+extern AkDatabase *ak_my_db;	/* whose worker this process is */
+extern bool ak_my_db_is_closing;	/* what is written now gates no admission */
+
+/* worker_transaction.c */
 typedef void (*AkTransaction) (void *arg);
 
 extern bool ak_worker_transaction(AkTransaction body, void *arg);
+extern void ak_worker_check_interrupts(void);
+extern bool ak_worker_is_orphaned(void);
 extern void ak_set_locally(const char *name, const char *value);
 extern void ak_plan_by_index(void);
 
-/* flush.c */
+/* worker_loop.c */
 typedef struct AkFlush AkFlush;
 
+extern void ak_worker_report(const char *activity);
+extern void ak_worker_serve(AkFlush *flush);
+
+/* flush.c */
 extern AkFlush *ak_flush_create(AkDatabase *db);
 typedef enum AkPass
 {
