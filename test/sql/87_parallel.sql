@@ -7,7 +7,9 @@ SELECT count(*) FROM apikey_user_create('polly', plan_id => 'parallel');
 SELECT id, api_key FROM apikey_create('mine', 'polly', credits => 10, api_id => 'parallel') \gset
 SELECT code, current_usage FROM apikey_verify(:'api_key');
 
-SET force_parallel_mode = on;
+-- Of the two names, the first is of PostgreSQL 15.
+SELECT name AS parallel FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query') \gset
+SET :parallel = on;
 SET parallel_setup_cost = 0;
 SET parallel_tuple_cost = 0;
 SET min_parallel_table_scan_size = 0;
@@ -20,7 +22,7 @@ SELECT k.name, (SELECT v.code FROM apikey_verify(:'api_key') v) FROM apikeys.key
 SELECT name FROM apikey_list('polly');
 SELECT id FROM apikey_user_list() WHERE id = 'polly';
 SELECT count(*) FROM apikey_erase_user('polly');
-RESET force_parallel_mode;
+RESET :parallel;
 RESET parallel_setup_cost;
 RESET parallel_tuple_cost;
 RESET min_parallel_table_scan_size;
