@@ -90,7 +90,7 @@ sweep_keys(void *arg)
 static StepResult
 sweep_step(void)
 {
-	bool		again;
+	bool		again = false;
 
 	return step(sweep_keys, &again, &again);
 }
@@ -222,7 +222,7 @@ remove_request_ids(void *arg)
 static StepResult
 request_id_step(void)
 {
-	bool		again;
+	bool		again = false;
 
 	return step(remove_request_ids, &again, &again);
 }
