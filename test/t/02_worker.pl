@@ -203,6 +203,13 @@ my ($ret, $stdout, $stderr) = $node->psql('postgres',
 	"SELECT code FROM apikey_verify('$few_secret')");
 isnt($ret, 0, 'a ceiling that cannot be raised is an error');
 unlike($stderr, qr/\Q$few_secret\E/, 'which does not repeat the secret');
+ok( $node->poll_query_until(
+		'postgres', q(
+		SELECT count(*) > 0 FROM pg_locks
+		 WHERE pid IN (SELECT pid FROM pg_stat_activity
+		                WHERE backend_type = 'apikeys worker')
+		   AND classid = 'pg_extension'::regclass AND granted)),
+	'a worker that waits in a transaction keeps the extension');
 $blocker->query_safe('ROLLBACK');
 
 # Nor may it hang where the count cannot be read.
