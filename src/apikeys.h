@@ -940,6 +940,7 @@ ak_noreturn extern void ak_wait_failed(AkWait *wait);
 
 /* ----- health.c ----- */
 
+extern bool ak_counts_are_clean(AkDatabase *db);
 extern int64 ak_counts_lag(AkDatabase *db);
 extern int64 ak_history_lag(AkDatabase *db);
 extern void ak_failure_note(AkDatabase *db);

@@ -530,11 +530,3 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 	pfree(batch.rows);
 	return ok;
 }
-
-/* Whether there is nothing to look after. */
-bool
-ak_flush_is_clean(AkFlush *flush)
-{
-	return flush->ntracked == 0 &&
-		pg_atomic_read_u32(&flush->db->dirty) == AK_NONE;
-}

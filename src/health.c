@@ -39,6 +39,13 @@ lag_since(AkDatabase *db, const int64 *flushed)
 	return since == 0 ? 0 : Max(ak_elapsed() - since, 0);
 }
 
+/* Whether there is no count that the worker, or the next one, has to look after. */
+bool
+ak_counts_are_clean(AkDatabase *db)
+{
+	return db->ntracked == 0 && pg_atomic_read_u32(&db->dirty) == AK_NONE;
+}
+
 /*
  * How far apikeys.usage is behind, in us.  The row of a busy count is not due
  * at each pass; a ceiling that is asked for is.
@@ -46,7 +53,7 @@ lag_since(AkDatabase *db, const int64 *flushed)
 int64
 ak_counts_lag(AkDatabase *db)
 {
-	if (db->ntracked == 0 && pg_atomic_read_u32(&db->dirty) == AK_NONE)
+	if (ak_counts_are_clean(db))
 		return 0;
 	return lag_since(db, &db->counts_flushed);
 }

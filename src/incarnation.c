@@ -114,8 +114,8 @@ ak_incarnation_settle(AkDatabase *db)
 }
 
 /*
- * Open the meter: from now on verifications are admitted, unless the worker was
- * told to leave.  A worker that takes over from one that died goes on with its
+ * Open the meter: from now on verifications are admitted, unless the worker
+ * leaves.  A worker that takes over from one that died goes on with its
  * incarnation, whose counts are still in memory.
  */
 bool
@@ -135,7 +135,7 @@ ak_incarnation_open(AkDatabase *db)
 	 * SIGTERM may have cancelled the wait for a standby: nothing may be admitted
 	 * in an incarnation that it does not know.
 	 */
-	if (ShutdownRequestPending)
+	if (ShutdownRequestPending || ak_my_db_is_closing)
 		return true;
 	pg_write_barrier();
 	db->open = true;
@@ -158,7 +158,7 @@ ak_incarnation_close(AkDatabase *db, AkFlush *flush)
 	/* The second pass finds everything clean. */
 	if (!ak_flush_counts(flush, AK_PASS_CLOSING) ||
 		!ak_flush_counts(flush, AK_PASS_CLOSING) ||
-		!ak_flush_is_clean(flush) ||
+		!ak_counts_are_clean(db) ||
 		!ak_flush_history(db) ||
 		!ak_worker_transaction(end_incarnation, db))
 		return false;

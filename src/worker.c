@@ -30,13 +30,13 @@
 
 AkDatabase *ak_my_db = NULL;
 bool		ak_my_db_is_closing = false;
-static bool opened = false;		/* the meter was opened */
-static bool closed = false;		/* and all was written since */
 
 /*
  * SIGTERM: leave, after closing the meter.  A statement under way is cancelled,
  * lest the server's stop wait for a lock, or for a synchronous standby that is
- * gone; what it was to write is written when the meter is closed.
+ * gone; what it was to write is written when the meter is closed.  There is no
+ * such statement before the worker is attached, and memory may hold something
+ * for it.
  */
 static void
 handle_sigterm(SIGNAL_ARGS)
@@ -44,8 +44,11 @@ handle_sigterm(SIGNAL_ARGS)
 	int			save_errno = errno;
 
 	ShutdownRequestPending = true;
-	QueryCancelPending = true;
-	InterruptPending = true;
+	if (ak_my_db != NULL)
+	{
+		QueryCancelPending = true;
+		InterruptPending = true;
+	}
 	SetLatch(MyLatch);
 	errno = save_errno;
 }
@@ -65,7 +68,7 @@ override_settings(void)
 		{"session_replication_role", "replica"},	/* no client's triggers */
 		{"synchronous_commit", "on"},
 		{"statement_timeout", "0"},
-		{"lock_timeout", "500ms"},	/* clients may wait meanwhile */
+		{"lock_timeout", "10s"},	/* 500 ms once attached */
 		{"idle_in_transaction_session_timeout", "0"},
 		{"row_security", "off"},
 		{"standard_conforming_strings", "on"},
@@ -87,6 +90,16 @@ override_settings(void)
 /* ----- attaching and leaving ----- */
 
 /*
+ * Whether memory holds nothing that the tables do not know: the meter was closed,
+ * and nothing was given back since.
+ */
+static bool
+is_written(AkDatabase *db)
+{
+	return !db->incarnation_open && ak_counts_are_clean(db);
+}
+
+/*
  * Leave the slot.  Who waits for the worker is woken and has another started.
  */
 static void
@@ -104,8 +117,7 @@ detach(int code, Datum arg)
 	 * What could not be written, or was given back since, is for the next one:
 	 * who has given it back has called this one.
 	 */
-	if (opened &&
-		(!closed || pg_atomic_read_u32(&ak_my_db->dirty) != AK_NONE))
+	if (!is_written(ak_my_db))
 		ak_my_db->worker_wanted = true;
 	if (ak_shared->launcher != NULL)
 		SetLatch(&ak_shared->launcher->procLatch);
@@ -186,30 +198,39 @@ await_refunds(void)
 	RESUME_CANCEL_INTERRUPTS();
 }
 
+/* How often the worker tries to leave nothing in memory. */
+#define CLOSINGS 3
+
 /*
- * Close the meter.  This gates no admission any more, so it waits for no
- * standby: one that is promoted without it takes the ceilings it knows.
+ * Close the meter, and again if something was given back meanwhile: a server's
+ * stop may come before another worker does.  For the same reason a worker that was
+ * told to leave before it had opened the meter opens it here, and admits nobody.
+ * This gates no admission any more, so it waits for no standby: one that is
+ * promoted without it takes the ceilings it knows.
  */
 static void
-close_meter(AkFlush *flush)
+close_meter(AkDatabase *db, AkFlush *flush)
 {
+	bool		closed = true;
+
 	ak_worker_report("closing");
 	ak_my_db_is_closing = true;
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
-	QueryCancelPending = false;
 	if (ShutdownRequestPending)
 		await_refunds();
-	closed = ak_incarnation_close(ak_my_db, flush);
-	if (!closed && ShutdownRequestPending)
+
+	/* SIGTERM may come in the midst of it. */
+	for (int n = 0; n < CLOSINGS && !is_written(db) &&
+		 (closed || ShutdownRequestPending); n++)
 	{
-		/* SIGTERM may have come in the midst of it. */
 		QueryCancelPending = false;
-		closed = ak_incarnation_close(ak_my_db, flush);
+		closed = ak_incarnation_open(db) && ak_incarnation_close(db, flush);
 	}
 	if (closed)
 	{
-		ak_write_uses(ak_my_db, true);
-		ak_rollup_close(ak_my_db);
+		QueryCancelPending = false;
+		ak_write_uses(db, true);
+		ak_rollup_close(db);
 	}
 }
 
@@ -246,6 +267,9 @@ ak_worker_main(Datum arg)
 		proc_exit(0);
 	before_shmem_exit(detach, (Datum) 0);
 
+	/* From here on clients may wait for it. */
+	SetConfigOption("lock_timeout", "500ms", PGC_SUSET, PGC_S_OVERRIDE);
+
 	if (AK_WORKER_IS_VISIT(arg))
 	{
 		visit(db);
@@ -253,9 +277,8 @@ ak_worker_main(Datum arg)
 	}
 
 	flush = ak_flush_create(db);
-	if (!ak_incarnation_open(db))
+	if (!ak_incarnation_open(db) && !ShutdownRequestPending)
 		proc_exit(1);
-	opened = true;
 	ak_worker_serve(flush);
 	if (ak_worker_is_orphaned())
 	{
@@ -263,6 +286,6 @@ ak_worker_main(Datum arg)
 		ak_my_db = NULL;
 		proc_exit(0);
 	}
-	close_meter(flush);
-	proc_exit(closed ? 0 : 1);
+	close_meter(db, flush);
+	proc_exit(is_written(db) ? 0 : 1);
 }

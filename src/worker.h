@@ -48,7 +48,6 @@ typedef enum AkPass
 } AkPass;
 
 extern bool ak_flush_counts(AkFlush *flush, AkPass pass);
-extern bool ak_flush_is_clean(AkFlush *flush);
 extern bool ak_flush_history(AkDatabase *db);
 
 /* incarnation.c */

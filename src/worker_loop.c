@@ -45,10 +45,10 @@ idle_at(const Schedule *schedule)
 }
 
 static bool
-has_work(AkFlush *flush)
+has_work(void)
 {
 	return ak_my_db->urgent || ak_my_db->history_urgent ||
-		!ak_flush_is_clean(flush) ||
+		!ak_counts_are_clean(ak_my_db) ||
 		!ak_history_is_empty(ak_my_db) || ak_my_db->uses_pending > 0;
 }
 
@@ -79,7 +79,7 @@ flush_counts_due(AkFlush *flush, Schedule *schedule, int64 now)
 	int64		begin = ak_elapsed();
 	bool		flushed = true;
 
-	if (has_work(flush))
+	if (has_work())
 	{
 		ak_worker_report("flushing counts");
 		flushed = ak_flush_counts(flush, AK_PASS_INTERVAL);
@@ -168,7 +168,7 @@ is_called(void)
  * adds work after that wakes it (ak_nudge_if_asleep).
  */
 static void
-sleep_until_due(AkFlush *flush, const Schedule *schedule)
+sleep_until_due(const Schedule *schedule)
 {
 	static uint32 wait_event = 0;
 	int64		until = schedule->next_counts;
@@ -179,7 +179,7 @@ sleep_until_due(AkFlush *flush, const Schedule *schedule)
 	ak_my_db->called_at = 0;
 	ak_my_db->worker_awake = false;
 	pg_memory_barrier();
-	asleep = !has_work(flush) && pg_atomic_read_u32(&ak_my_db->reserved) == 0;
+	asleep = !has_work() && pg_atomic_read_u32(&ak_my_db->reserved) == 0;
 	if (asleep)
 		until = Min(schedule->next_sweep, idle_at(schedule));
 	else
@@ -221,7 +221,7 @@ ak_worker_serve(AkFlush *flush)
 	};
 
 	/* A worker before this one may have left something. */
-	if (!has_work(flush) || ak_my_db->counts_flushed == 0)
+	if (!has_work() || ak_my_db->counts_flushed == 0)
 		ak_my_db->counts_flushed = ak_my_db->history_flushed = now;
 	ak_my_db->worker_awake = true;
 	for (;;)
@@ -254,11 +254,11 @@ ak_worker_serve(AkFlush *flush)
 		serve_urgent(flush);
 		if (now >= ak_rollup_due(ak_my_db))
 			rollup_due();
-		if (now >= idle_at(&schedule) && !has_work(flush) &&
+		if (now >= idle_at(&schedule) && !has_work() &&
 			!schedule.maintaining &&
 			pg_atomic_read_u32(&ak_my_db->refundable) == 0 &&
 			pg_atomic_read_u32(&ak_my_db->reserved) == 0)
 			return;
-		sleep_until_due(flush, &schedule);
+		sleep_until_due(&schedule);
 	}
 }

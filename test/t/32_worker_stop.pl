@@ -178,11 +178,50 @@ ok( $node->poll_query_until('postgres',
 $client->query_safe('ROLLBACK');
 $holder->query_safe('ROLLBACK');
 ok(until_true(sub { is_gone($worker) }), 'and leaves');
-ok(until_true(sub { worker() ne '' }), 'another comes, though nobody verifies');
-$node->stop('fast');
-$node->start;
 is(sql("SELECT current_usage, charged FROM apikeys.usage WHERE subject_id = '$late_id'"),
-	'0|0', 'and writes what was given back meanwhile');
+	'0|0', 'with what was given back meanwhile written');
+
+# ----- The server stops while a worker begins that has a refund to write -----
+
+# Something is given back when no worker is there; the next one waits for a lock
+# when the server stops: before it knows that the extension is there, or when it
+# opens the meter (where it gives up soon, so it is stopped as well).
+foreach my $table (qw(pg_extension apikeys.incarnations))
+{
+	my ($id, $secret) = issue($node, 'postgres', q('begins', plan_id => 'plan'));
+	my $client = $node->background_psql('postgres');
+	$client->query_safe('BEGIN');
+	is($client->query_safe("SELECT code FROM apikey_verify('$secret', cost => 25, on_abort => 'refund')"),
+		'VALID', "$table: some of a quota is used");
+	my $worker = worker();
+	sql("SELECT pg_terminate_backend($worker)");
+	ok(until_true(sub { is_gone($worker) }), 'the worker leaves');
+	my $holder = $node->background_psql('postgres');
+	$holder->query_safe("BEGIN; LOCK TABLE $table IN ACCESS EXCLUSIVE MODE");
+	$client->query_safe('ROLLBACK');
+	my $waits = qq(
+		SELECT coalesce(max(pid), 0) FROM pg_locks
+		 WHERE NOT granted AND relation = '$table'::regclass);
+	ok( until_true(
+			sub {
+				my $pid = $holder->query_safe($waits) or return 0;
+				kill 'STOP', $pid;
+				return 1 if $holder->query_safe($waits) eq $pid;
+				kill 'CONT', $pid;
+				return 0;
+			}),
+		'the next one waits');
+	$worker = $holder->query_safe($waits);
+	my $holds = $holder->query_safe('SELECT pg_backend_pid()');
+	system_or_bail('pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-W', 'stop');
+	ok(until_true(sub { is_gone($holds) }), 'the server stops');
+	kill 'CONT', $worker or die "worker: $!";
+	ok(until_true(sub { !-e $node->data_dir . '/postmaster.pid' }), 'and has stopped');
+	$node->{_pid} = undef;
+	$node->start;
+	is(sql("SELECT current_usage, charged FROM apikeys.usage WHERE subject_id = '$id'"),
+		'0|0', 'what was given back is written');
+}
 
 $node->stop;
 done_testing();
