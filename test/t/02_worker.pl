@@ -107,7 +107,12 @@ ok( $node->poll_query_until(
 		'postgres', "SELECT last_used_at > '$last' FROM apikeys.keys"),
 	'last_used_at moves on');
 
-# An administrator's open transaction does not hold up the worker.
+# An administrator's open transaction does not hold up the worker. What it could
+# not write meanwhile it writes afterwards, without another use.
+ok( $node->poll_query_until('postgres',
+		q(SELECT clock_timestamp() > last_used_at + interval '1 s' FROM apikeys.keys)),
+	'last_used_at is due again');
+my $before = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
 my $admin = $node->background_psql('postgres');
 $admin->query_safe(q(BEGIN; UPDATE apikeys.keys SET name = 'locked'));
 is(verify_times($node, 'postgres', $secret, 3),
@@ -118,6 +123,9 @@ $admin->query_safe('COMMIT');
 $admin->quit;
 is( $node->safe_psql('postgres', 'SELECT name FROM apikeys.keys'),
 	'locked', 'the change is kept');
+ok( $node->poll_query_until(
+		'postgres', "SELECT last_used_at > '$before' FROM apikeys.keys"),
+	'and last_used_at is written afterwards');
 
 # ----- Leaving and coming back -----
 
