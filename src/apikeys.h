@@ -514,6 +514,7 @@ extern bool ak_key_by_id(const pg_uuid_t *id, AkKey *key);
 extern int	ak_count_live_keys(const char *user_id, int enough);
 extern bool ak_plan_by_id(const char *id, AkPlan *plan);
 extern bool ak_user_by_id(const char *id, AkUser *user);
+extern void ak_user_hold(const char *id);
 extern bool ak_api_by_id(const char *id, AkApi *api);
 extern bool ak_role_by_name(const char *name, AkRole *role);
 extern void ak_subject_of_key(const AkKey *key, AkSubject *subject);

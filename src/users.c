@@ -7,9 +7,16 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
 #include "common/hashfn.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "remember.h"
 
@@ -185,4 +192,49 @@ ak_user_by_id(const char *id, AkUser *user)
 					CurrentMemoryContext, &user->rates);
 	remember_user(user, changes);
 	return user->exists;
+}
+
+static bool
+visit_place(Relation rel, HeapTuple tuple, void *arg)
+{
+	*(ItemPointer) arg = tuple->t_self;
+	return false;
+}
+
+/*
+ * Hold a user's row until the transaction ends, as a foreign key would: a key
+ * whose user is purged meanwhile would be let in, without the user's limits.
+ * Waits for who is deleting the row, and holds what that has left of it.
+ */
+void
+ak_user_hold(const char *id)
+{
+	const AkCatalog *catalog = ak_catalog();
+	Relation	rel;
+	TupleTableSlot *slot;
+	ItemPointerData place;
+	TM_FailureData failure;
+	TM_Result	result;
+
+	if (!are_there_users(catalog, ak_catalog_changes()))
+		return;
+	rel = table_open(catalog->users, RowShareLock);
+	slot = table_slot_create(rel, NULL);
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		ItemPointerSetInvalid(&place);
+		ak_visit_rows(catalog->users, catalog->users_pkey, "id", id,
+					  visit_place, &place);
+		if (!ItemPointerIsValid(&place))
+			break;
+		result = table_tuple_lock(rel, &place, GetLatestSnapshot(), slot,
+								  GetCurrentCommandId(false), LockTupleKeyShare,
+								  LockWaitBlock, 0, &failure);
+	} while (result == TM_Updated || result == TM_Deleted);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+
+	/* What is remembered of the user may be older than what was waited for. */
+	AcceptInvalidationMessages();
 }

@@ -120,7 +120,7 @@ SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'apikey_purge';
 COMMENT ON FUNCTION @extschema@.apikey_purge(interval) IS
 'Remove deleted keys, users and plans for good.
-Those that were deleted at least that long ago go; plans still referred to stay.
+Those that were deleted at least that long ago go; plans still referred to stay, and users who still have keys.
 The usage of keys and users that are gone is removed by the worker, a day later.
 Returns how many rows went. Errors:
 22004 and 22023 for the argument.';

@@ -299,6 +299,8 @@ REVOKE EXECUTE ON FUNCTION @extschema@.apikey_count(text, text, text, jsonb, boo
 
 -- Most pages are of the last days. A plan for all days opens only the partitions
 -- of a span: so the last day is looked at first, then a week, then the rest.
+-- A page ends with all requests of its last microsecond, or the next one would
+-- leave some out.
 CREATE FUNCTION @extschema@.apikey_requests(id uuid, page_size int = 100, before timestamptz = NULL)
 RETURNS SETOF apikeys.requests
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
@@ -321,17 +323,17 @@ BEGIN
              WHERE r.key_id = apikey_requests.id
                AND r."timestamp" >= lower AND r."timestamp" < upper
              ORDER BY r."timestamp" DESC
-             LIMIT missing;
+             FETCH FIRST (missing) ROWS WITH TIES;
         GET DIAGNOSTICS found_now = ROW_COUNT;
         missing := missing - found_now;
-        EXIT WHEN missing = 0;
+        EXIT WHEN missing <= 0;
         upper := least(upper, lower);
     END LOOP;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_requests(uuid, int, timestamptz) IS
 'List the requests made with a key, newest first.
-A page holds page_size requests, at most 1,000; the next one is asked for with before, the last timestamp seen. A request appears within two intervals of apikeys.flush_interval; an unknown id gives no row.
+A page holds page_size requests, at most 1,000, and any more of the same microsecond as its last; the next one is asked for with before, the last timestamp seen. A request appears within two intervals of apikeys.flush_interval; an unknown id gives no row.
 Raises 22023 for a page that cannot be.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_requests(uuid, int, timestamptz) FROM PUBLIC;
 

@@ -187,19 +187,19 @@ BEGIN
                      WHERE h.key_id = k.id
                        AND h."timestamp" >= lower AND h."timestamp" < upper
                      ORDER BY h."timestamp" DESC
-                     LIMIT missing) r
+                     FETCH FIRST (missing) ROWS WITH TIES) r
              WHERE k.user_id = apikey_user_requests.user_id
              ORDER BY r."timestamp" DESC
-             LIMIT missing;
+             FETCH FIRST (missing) ROWS WITH TIES;
         GET DIAGNOSTICS found_now = ROW_COUNT;
         missing := missing - found_now;
-        EXIT WHEN missing = 0;
+        EXIT WHEN missing <= 0;
         upper := least(upper, lower);
     END LOOP;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_user_requests(text, int, timestamptz) IS
 'List the requests made with the keys of a user, newest first.
-Deleted keys count until they are purged. A page holds page_size requests, at most 1,000; the next one is asked for with before, the last timestamp seen. An unknown id gives no row.
+Deleted keys count until they are purged. A page holds page_size requests, at most 1,000, and any more of the same microsecond as its last; the next one is asked for with before, the last timestamp seen. An unknown id gives no row.
 Raises 22023 for a page that cannot be.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_requests(text, int, timestamptz) FROM PUBLIC;

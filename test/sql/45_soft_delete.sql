@@ -141,6 +141,34 @@ DELETE FROM apikeys.keys WHERE id = :'s9';
 COMMIT;
 SELECT count(*) FROM apikeys.keys WHERE id = :'s9';
 
+-- A key whose user is deleted stays refused, whatever is purged: without the
+-- user's row it would be let in, and without the user's limits.
+SELECT count(*) FROM apikey_plan_create('One', 1, plan_id => 'soft-one');
+SELECT count(*) FROM apikey_user_create('soft-locked-out', plan_id => 'soft-one');
+SELECT count(*) FROM apikey_user_create('soft-keyless');
+SELECT count(*) FROM apikey_limit_set('burst', 1, '1 second', user_id => 'soft-locked-out');
+SELECT count(*) FROM apikey_limit_set('burst', 1, '1 second', user_id => 'soft-keyless');
+SELECT id AS s10, api_key AS s10_key FROM apikey_create('s10', 'soft-locked-out') \gset
+SELECT count(*) FROM apikey_user_delete('soft-locked-out');
+SELECT count(*) FROM apikey_user_delete('soft-keyless');
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT apikey_purge('0') > 0 AS purged;
+COMMIT;
+SELECT code FROM apikey_verify(:'s10_key', cost => 1000);
+SELECT id FROM apikeys.users WHERE id IN ('soft-locked-out', 'soft-keyless');
+SELECT name, user_id FROM apikeys.limits WHERE user_id IN ('soft-locked-out', 'soft-keyless');
+-- Nor does a deleted key that is restored after its user's purge come back alone.
+DELETE FROM apikeys.keys WHERE id = :'s10';
+UPDATE apikeys.users SET deleted_at = now() - interval '2 hours' WHERE id = 'soft-locked-out';
+SELECT apikey_purge('1 hour');
+SELECT count(*) FROM apikey_restore(:'s10');
+SELECT code FROM apikey_verify(:'s10_key');
+-- The two go together.
+DELETE FROM apikeys.keys WHERE id = :'s10';
+SELECT apikey_purge('0');
+SELECT id FROM apikeys.users WHERE id = 'soft-locked-out';
+SELECT id FROM apikeys.limits WHERE user_id = 'soft-locked-out';
+
 REVOKE ALL ON ALL TABLES IN SCHEMA apikeys FROM regress_dba;
 REVOKE ALL ON SCHEMA apikeys FROM regress_dba;
 REVOKE ALL ON PARAMETER session_replication_role FROM regress_dba;

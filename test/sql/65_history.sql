@@ -59,6 +59,18 @@ SELECT array_agg(r.endpoint) FROM apikey_user_requests('hal', 3, before => now()
 SELECT count(*) = (SELECT count(*) FROM apikeys.requests r JOIN apikeys.keys k ON k.id = r.key_id WHERE k.user_id = 'hal')
   FROM apikey_user_requests('hal');
 ROLLBACK;
+-- Requests of one microsecond are in one page, so that the next leaves none out.
+BEGIN;
+INSERT INTO apikeys.requests (timestamp, key_id, status, code, endpoint, cost)
+SELECT now() + make_interval(mins => n / 3), CASE n % 2 WHEN 0 THEN :'id' ELSE :'other_id' END::uuid,
+       'allowed', 'VALID', n::text, 1
+  FROM generate_series(0, 17) n;
+SELECT array_agg(r.endpoint ORDER BY r.endpoint::int) FROM apikey_requests(:'id', 2) r;
+SELECT array_agg(r.endpoint ORDER BY r.endpoint::int)
+  FROM apikey_requests(:'id', 2, (SELECT min(seen.timestamp) FROM apikey_requests(:'id', 2) seen)) r;
+SELECT array_agg(r.endpoint ORDER BY r.endpoint::int) FROM apikey_user_requests('hal', 2) r;
+SELECT array_agg(r.endpoint ORDER BY r.endpoint::int) FROM apikey_user_requests('hal', 4) r;
+ROLLBACK;
 SET ROLE regress_viewer;
 
 -- What is too long is cut, at a whole character.
