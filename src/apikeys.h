@@ -865,7 +865,7 @@ typedef enum AkAppend
 	AK_FULL						/* no space: wait for a flush */
 } AkAppend;
 
-/* The end of what a worker has read of a lane. */
+/* A place in a lane: AK_NONE is before all of it. */
 typedef struct AkLanePosition
 {
 	uint32		chunk;
@@ -883,10 +883,13 @@ extern void ak_history_count(AkDatabase *db, AkOutcome outcome);
 extern void ak_history_count_standby(AkDatabase *db, AkOutcome outcome);
 extern void ak_history_remember(AkDatabase *db, const AkRecord *record);
 extern bool ak_history_is_empty(AkDatabase *db);
-extern void ak_history_read(AkDatabase *db, int lane, AkLanePosition *end,
+extern uint32 ak_history_part(void);
+extern void ak_history_end(AkDatabase *db, int lane, AkLanePosition *end);
+extern void ak_history_read(AkDatabase *db, int lane, const AkLanePosition *end,
+							uint32 *nchunks, AkLanePosition *stop,
 							AkRecordConsumer consume, void *arg);
 extern void ak_history_consume(AkDatabase *db, int lane,
-							   const AkLanePosition *end);
+							   const AkLanePosition *stop);
 extern void ak_history_forget(AkDatabase *db);
 extern void ak_history_barrier(AkDatabase *db);
 

@@ -3,9 +3,10 @@
  * flush_history.c
  *	  Make history durable.  Runs in a database's worker.
  *
- * What the buffer holds is written in one transaction, sorted as the index of
- * its table, with what it adds to the rollups; it leaves the buffer only after
- * the commit.
+ * What the buffer holds is written sorted as the index of its table, with what it
+ * adds to the rollups, in one transaction or, where it is much, in parts: who
+ * waits for room in the buffer, or for a ceiling, waits for no more than that.
+ * It leaves the buffer only after the commit.
  *
  *-------------------------------------------------------------------------
  */
@@ -115,22 +116,33 @@ write_collected(void *arg)
 	collected->rollup_counts = ak_rollup_journal(records, collected->n);
 }
 
+/* Begin to write all that the buffer holds by now. */
+void
+ak_flush_history_begin(AkDatabase *db, AkHistoryFlush *flush)
+{
+	db->history_urgent = false;
+	pg_memory_barrier();
+	for (int i = 0; i < AK_LANES; i++)
+		ak_history_end(db, i, &flush->ends[i]);
+	flush->done = false;
+}
+
 /*
- * Move what the buffer holds into apikeys.requests, and what it adds to the
+ * Move the next part of it into apikeys.requests, and what that adds to the
  * rollups into their journal.  It is taken out of the buffer only after the
  * commit.  False if the write has failed.
  */
 bool
-ak_flush_history(AkDatabase *db)
+ak_flush_history_part(AkDatabase *db, AkHistoryFlush *flush)
 {
 	Collected	collected = {.capacity = 1024};
-	AkLanePosition ends[AK_LANES];
+	AkLanePosition stops[AK_LANES];
+	uint32		nchunks = ak_history_part();
 
-	db->history_urgent = false;
-	pg_memory_barrier();
 	collected.records = palloc(collected.capacity * sizeof(Sorted));
 	for (int i = 0; i < AK_LANES; i++)
-		ak_history_read(db, i, &ends[i], collect, &collected);
+		ak_history_read(db, i, &flush->ends[i], &nchunks, &stops[i], collect,
+						&collected);
 	if (collected.n > 0)
 	{
 		sort(collected.records, collected.n);
@@ -142,7 +154,13 @@ ak_flush_history(AkDatabase *db)
 		}
 	}
 	for (int i = 0; i < AK_LANES; i++)
-		ak_history_consume(db, i, &ends[i]);
+	{
+		if (stops[i].chunk == flush->ends[i].chunk &&
+			stops[i].offset == flush->ends[i].offset)
+			flush->ends[i].chunk = AK_NONE; /* all of it */
+		ak_history_consume(db, i, &stops[i]);
+	}
+	flush->done = nchunks > 0;
 	db->history_rows += collected.nrecorded;
 	ak_rollup_noted(db, collected.rollup_counts);
 	db->stalled = false;

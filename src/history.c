@@ -281,13 +281,35 @@ ak_history_is_empty(AkDatabase *db)
 	return true;
 }
 
+/* A part of the buffer, in chunks, that one transaction may write. */
+uint32
+ak_history_part(void)
+{
+	return Max(chunk_count() / 4, 1);
+}
+
+/* Where a lane ends now. */
+void
+ak_history_end(AkDatabase *db, int i, AkLanePosition *end)
+{
+	AkLane	   *lane = &db->lanes[i].lane;
+	LWLock	   *lock = ak_lane_lock(db, i);
+
+	LWLockAcquire(lock, LW_SHARED);
+	end->chunk = lane->tail;
+	end->offset = lane->tail == AK_NONE ? 0 : chunk_at(lane->tail)->used;
+	LWLockRelease(lock);
+}
+
 /*
- * Show the records of a lane to "consume", oldest first, and set *end to where
- * they end.  They stay until ak_history_consume().  Only the database's worker
- * may call this.
+ * Show the records of a lane before "end" to "consume", oldest first, as many as
+ * are in *nchunks chunks, and take these off.  Sets *stop to where it stopped:
+ * AK_NONE if there was nothing.  The records stay until ak_history_consume().
+ * Only the database's worker may call this.
  */
 void
-ak_history_read(AkDatabase *db, int i, AkLanePosition *end,
+ak_history_read(AkDatabase *db, int i, const AkLanePosition *end,
+				uint32 *nchunks, AkLanePosition *stop,
 				AkRecordConsumer consume, void *arg)
 {
 	AkLane	   *lane = &db->lanes[i].lane;
@@ -298,16 +320,19 @@ ak_history_read(AkDatabase *db, int i, AkLanePosition *end,
 	LWLockAcquire(lock, LW_SHARED);
 	at = lane->head;
 	offset = lane->consumed;
-	end->chunk = lane->tail;
-	end->offset = lane->tail == AK_NONE ? 0 : chunk_at(lane->tail)->used;
 	LWLockRelease(lock);
 
-	while (at != AK_NONE)
+	stop->chunk = AK_NONE;
+	stop->offset = 0;
+	while (end->chunk != AK_NONE && *nchunks > 0)
 	{
 		Chunk	   *chunk = chunk_at(at);
-		uint32		stop = at == end->chunk ? end->offset : chunk->used;
 
-		while (offset < stop)
+		stop->chunk = at;
+		stop->offset = at == end->chunk ? end->offset : chunk->used;
+		if (offset < stop->offset)
+			(*nchunks)--;
+		while (offset < stop->offset)
 		{
 			const AkRecord *record = (const AkRecord *) (chunk->data + offset);
 
@@ -322,26 +347,26 @@ ak_history_read(AkDatabase *db, int i, AkLanePosition *end,
 }
 
 /*
- * Take out what was read up to "end"; it is durable.  The chunk being filled
+ * Take out what was read up to "stop"; it is durable.  The chunk being filled
  * stays with the lane, emptied if nothing came after.
  */
 void
-ak_history_consume(AkDatabase *db, int i, const AkLanePosition *end)
+ak_history_consume(AkDatabase *db, int i, const AkLanePosition *stop)
 {
 	AkLane	   *lane = &db->lanes[i].lane;
 	LWLock	   *lock = ak_lane_lock(db, i);
 
-	if (end->chunk == AK_NONE)
+	if (stop->chunk == AK_NONE)
 		return;
 	LWLockAcquire(lock, LW_EXCLUSIVE);
-	while (lane->head != end->chunk)
+	while (lane->head != stop->chunk)
 	{
 		uint32		next = chunk_at(lane->head)->next;
 
 		free_chunk(lane->head);
 		lane->head = next;
 	}
-	lane->consumed = end->offset;
+	lane->consumed = stop->offset;
 	if (lane->head == lane->tail &&
 		lane->consumed == chunk_at(lane->head)->used)
 	{

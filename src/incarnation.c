@@ -143,6 +143,18 @@ ak_incarnation_open(AkDatabase *db)
 	return true;
 }
 
+static bool
+flush_all_history(AkDatabase *db)
+{
+	AkHistoryFlush history;
+
+	ak_flush_history_begin(db, &history);
+	while (!history.done)
+		if (!ak_flush_history_part(db, &history))
+			return false;
+	return true;
+}
+
 /*
  * Close the meter: nothing more is admitted; then all is written, exactly as it
  * is, and forgotten, since the next incarnation reads it anew.  False if it
@@ -159,7 +171,7 @@ ak_incarnation_close(AkDatabase *db, AkFlush *flush)
 	if (!ak_flush_counts(flush, AK_PASS_CLOSING) ||
 		!ak_flush_counts(flush, AK_PASS_CLOSING) ||
 		!ak_counts_are_clean(db) ||
-		!ak_flush_history(db) ||
+		!flush_all_history(db) ||
 		!ak_worker_transaction(end_incarnation, db))
 		return false;
 	db->incarnation_open = false;

@@ -6,7 +6,7 @@
  * A key's row is updated when it is used for the first time and then at most
  * once in apikeys.last_used_interval, so that a hot key does not rewrite its
  * row at every flush.  Rows that somebody has locked, or changes meanwhile, are
- * passed over: a use after the interval brings them up again.
+ * passed over, and tried again after the interval.
  *
  * A page has room for a few new versions of its rows, and gets it back from a
  * transaction that is over.  Where it has none the update is not HOT, and makes
@@ -29,7 +29,7 @@
 
 #include "worker.h"
 
-/* The worker remembers at most this many keys, in 64 bytes each, or so. */
+/* The worker remembers at most this many keys, in 72 bytes each, or so. */
 #define REMEMBERED_MAX 500000
 
 /* More updates than this are done in parts, by the last byte of the key's id. */
@@ -41,6 +41,7 @@ typedef struct Use
 	pg_uuid_t	key_id;
 	TimestampTz used;
 	TimestampTz written;		/* 0: not by this worker */
+	int64		not_before;		/* by ak_elapsed(): its row was locked */
 	slist_node	node;			/* in pending_uses, if it is pending */
 	bool		pending;
 } Use;
@@ -53,6 +54,7 @@ static int	npending = 0;
 typedef struct Batch
 {
 	Use		  **uses;
+	bool	   *passed_over;	/* of each: its row is locked */
 	int			n;
 } Batch;
 
@@ -82,6 +84,7 @@ ak_note_use(const pg_uuid_t *key_id, TimestampTz at)
 	if (!found)
 	{
 		use->used = use->written = 0;
+		use->not_before = 0;
 		use->pending = false;
 	}
 	use->used = Max(use->used, at);
@@ -90,19 +93,23 @@ ak_note_use(const pg_uuid_t *key_id, TimestampTz at)
 		put_pending(use);
 }
 
-/* Take from the pending uses those of a part, or all. */
+/* Take from the pending uses those of a part that may be tried, or all. */
 static void
 take_pending(Batch *batch, int part, bool all)
 {
+	bool		few = npending <= FEW;
+	int64		now = ak_elapsed();
 	slist_mutable_iter iter;
 
 	batch->uses = palloc(npending * sizeof(Use *));
+	batch->passed_over = palloc0(npending * sizeof(bool));
 	batch->n = 0;
 	slist_foreach_modify(iter, &pending_uses)
 	{
 		Use		   *use = slist_container(Use, node, iter.cur);
 
-		if (!all && use->key_id.data[UUID_LEN - 1] % PARTS != part)
+		if (!all && (use->not_before > now ||
+					 (!few && use->key_id.data[UUID_LEN - 1] % PARTS != part)))
 			continue;
 		slist_delete_current(&iter);
 		use->pending = false;
@@ -118,11 +125,39 @@ compare_uses(const void *a, const void *b)
 				  UUID_LEN);
 }
 
+/* A key's row is to be updated.  Parameters: keys, times, and the interval. */
+#define IS_DUE \
+	" (l.last_used_at IS NULL" \
+	" OR l.last_used_at <= r.used - make_interval(secs => $3))"
+
+/* Which of the keys are due though the update has been: they are locked. */
+static void
+find_passed_over(Batch *batch, Oid *types, Datum *args)
+{
+	int			next = 0;
+
+	if (SPI_execute_with_args("SELECT r.id FROM unnest($1, $2) AS r (id, used)"
+							  " JOIN apikeys.keys l ON l.id = r.id"
+							  " WHERE" IS_DUE " ORDER BY r.id",
+							  3, types, args, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for locked keys");
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		id = SPI_getbinval(SPI_tuptable->vals[i],
+									   SPI_tuptable->tupdesc, 1, &isnull);
+
+		while (memcmp(&batch->uses[next]->key_id, DatumGetUUIDP(id), UUID_LEN) != 0)
+			next++;
+		batch->passed_over[next] = true;
+	}
+}
+
 /* In the order of the keys, so that neighbours in index and table are met. */
 static void
 write_uses(void *arg)
 {
-	const Batch *batch = arg;
+	Batch	   *batch = arg;
 	Datum	   *ids = palloc(batch->n * sizeof(Datum));
 	Datum	   *times = palloc(batch->n * sizeof(Datum));
 	Datum		args[3];
@@ -148,12 +183,13 @@ write_uses(void *arg)
 							  " FROM (SELECT l.ctid AS place, r.used"
 							  " FROM unnest($1, $2) AS r (id, used)"
 							  " JOIN apikeys.keys l ON l.id = r.id"
-							  " WHERE l.last_used_at IS NULL"
-							  " OR l.last_used_at <= r.used - make_interval(secs => $3)"
+							  " WHERE" IS_DUE
 							  " FOR NO KEY UPDATE OF l SKIP LOCKED) u"
 							  " WHERE k.ctid = u.place",
 							  3, types, args, NULL, false, 0) < 0)
 		elog(ERROR, "could not write last_used_at");
+	if (SPI_processed < batch->n)
+		find_passed_over(batch, types, args);
 }
 
 /* Keys are many and seldom used: forget them but for what is pending. */
@@ -177,8 +213,8 @@ forget_written(void)
 
 /*
  * Write what was noted, or a part of it if that is much and not all is asked
- * for.  A failure is logged and forgotten, unless SIGTERM is the reason: the
- * worker writes it when it closes.
+ * for, as when the worker leaves.  A failure is logged and forgotten, unless
+ * SIGTERM is the reason: the worker writes it when it closes.
  *
  * What a worker that failed had pending is forgotten with it.
  */
@@ -192,19 +228,27 @@ ak_write_uses(AkDatabase *db, bool all)
 	db->uses_pending = npending;
 	if (npending == 0)
 		return;
-	take_pending(&batch, part, all || npending <= FEW);
+	take_pending(&batch, part, all);
 	part = (part + 1) % PARTS;
 	cancelled = batch.n > 0 && !ak_worker_transaction(write_uses, &batch) &&
 		ShutdownRequestPending;
 	for (int i = 0; i < batch.n; i++)
 	{
-		if (cancelled)
-			put_pending(batch.uses[i]);
-		else
-			batch.uses[i]->written = batch.uses[i]->used;
+		Use		   *use = batch.uses[i];
+
+		if (batch.passed_over[i] && !all)
+			use->not_before = ak_elapsed() +
+				ak_last_used_interval * USECS_PER_SEC;
+		else if (!cancelled)
+		{
+			use->written = use->used;
+			continue;
+		}
+		put_pending(use);
 	}
 	db->uses_pending = npending;
 	pfree(batch.uses);
+	pfree(batch.passed_over);
 	if (hash_get_num_entries(uses) > REMEMBERED_MAX)
 		forget_written();
 }

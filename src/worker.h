@@ -48,7 +48,16 @@ typedef enum AkPass
 } AkPass;
 
 extern bool ak_flush_counts(AkFlush *flush, AkPass pass);
-extern bool ak_flush_history(AkDatabase *db);
+
+/* flush_history.c: what was in the buffer when it began, by parts. */
+typedef struct AkHistoryFlush
+{
+	AkLanePosition ends[AK_LANES];
+	bool		done;
+} AkHistoryFlush;
+
+extern void ak_flush_history_begin(AkDatabase *db, AkHistoryFlush *flush);
+extern bool ak_flush_history_part(AkDatabase *db, AkHistoryFlush *flush);
 
 /* incarnation.c */
 extern bool ak_incarnation_settle(AkDatabase *db);

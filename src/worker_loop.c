@@ -93,17 +93,41 @@ flush_counts_due(AkFlush *flush, Schedule *schedule, int64 now)
 		ak_flush_interval * INT64CONST(1000) / COUNTS_PER_INTERVAL;
 }
 
+/* Who waits for a ceiling waits for one transaction of the worker's at most. */
+static void
+serve_urgent(AkFlush *flush)
+{
+	if (ak_my_db->urgent)
+		(void) ak_flush_counts(flush, AK_PASS_URGENT);
+}
+
+/* Write what is in the buffer by now; false if it could not be written. */
+static bool
+flush_history(AkFlush *flush)
+{
+	AkHistoryFlush history;
+
+	ak_flush_history_begin(ak_my_db, &history);
+	while (!history.done)
+	{
+		ak_worker_report("flushing history");
+		if (!ak_flush_history_part(ak_my_db, &history))
+			return false;
+		serve_urgent(flush);
+	}
+	return true;
+}
+
 /* False if the history could not be written. */
 static bool
-flush_history_due(Schedule *schedule, int64 now)
+flush_history_due(AkFlush *flush, Schedule *schedule, int64 now)
 {
 	int64		begin = ak_elapsed();
 	bool		flushed = true;
 
 	if (!ak_history_is_empty(ak_my_db))
 	{
-		ak_worker_report("flushing history");
-		flushed = ak_flush_history(ak_my_db);
+		flushed = flush_history(flush);
 		if (!flushed)
 			ak_my_db->stalled = true;
 	}
@@ -124,9 +148,9 @@ rollup_due(void)
 }
 
 static void
-sweep_due(Schedule *schedule, int64 now)
+sweep_due(AkFlush *flush, Schedule *schedule, int64 now)
 {
-	ak_maintain_begin(flush_history_due(schedule, now));
+	ak_maintain_begin(flush_history_due(flush, schedule, now));
 	schedule->maintaining = true;
 	schedule->next_sweep = now + ak_sweep_interval * USECS_PER_SEC;
 }
@@ -197,14 +221,6 @@ sleep_until_due(const Schedule *schedule)
 	ak_my_db->worker_awake = true;
 }
 
-/* Who waits for a ceiling waits for one transaction of the worker's at most. */
-static void
-serve_urgent(AkFlush *flush)
-{
-	if (ak_my_db->urgent)
-		(void) ak_flush_counts(flush, AK_PASS_URGENT);
-}
-
 /*
  * Flush at every interval until there is a reason to leave: a shutdown, somebody
  * who needs the database, a dropped extension, or nothing to do.
@@ -243,14 +259,14 @@ ak_worker_serve(AkFlush *flush)
 		if (now >= schedule.next_counts)
 			flush_counts_due(flush, &schedule, now);
 		if (now >= schedule.next_sweep)
-			sweep_due(&schedule, now);
+			sweep_due(flush, &schedule, now);
 		serve_urgent(flush);
 		if (schedule.maintaining)
 			maintenance_due(&schedule);
 		serve_urgent(flush);
 		if (now >= schedule.next_history ||
 			(ak_my_db->history_urgent && !ak_my_db->stalled))
-			(void) flush_history_due(&schedule, now);
+			(void) flush_history_due(flush, &schedule, now);
 		serve_urgent(flush);
 		if (now >= ak_rollup_due(ak_my_db))
 			rollup_due();

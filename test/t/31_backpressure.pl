@@ -83,5 +83,14 @@ is( $node->safe_psql('postgres', q(
 	SELECT value FROM apikeys.stats WHERE name = 'history_dropped')),
 	'0', 'there was room for all of it');
 
+# What has come is written by the quarter of the buffer, so that there is room soon.
+set_to('apikeys.flush_interval', '100ms');
+my $rows = 1 + 6 + 7 * (60 + 5 + 15 + 15 + 10 + 10);
+ok(flushed($node, 'postgres', $rows), 'all of it is written');
+is( $node->safe_psql('postgres', q(
+	SELECT max(n) BETWEEN 7 * 30 AND 7 * 32 + 10, count(*) >= 4
+	  FROM (SELECT count(*) FROM apikeys.requests GROUP BY xmin::text) t (n))),
+	't|t', 'in several transactions, none of which is long');
+
 $node->stop;
 done_testing();
