@@ -680,8 +680,10 @@ typedef enum AkChange
 {
 	AK_REFILL,					/* only what is due */
 	AK_ADJUST,					/* add each limit's cost, which has a sign */
-	AK_SETTLE					/* keep each limit's "used" of its cost, give
+	AK_SETTLE,					/* keep each limit's "used" of its cost, give
 								 * the rest back */
+	AK_RELEASE					/* the same, but nobody waits until that is
+								 * durable */
 } AkChange;
 
 struct AkRecord;
@@ -695,7 +697,7 @@ extern AkOutcome ak_meter_charge(AkCharge *charge, struct AkRecord *record);
 extern void ak_meter_look(AkCharge *charge);
 extern void ak_meter_settle(const AkCharge *charge, bool give_back);
 extern bool ak_meter_change(AkCharge *charge, AkChange change);
-extern bool ak_meter_try_settle(AkCharge *charge);
+extern bool ak_meter_release(AkCharge *charge);
 extern void ak_meter_forget(uint32 generation, bool closing);
 extern void ak_meter_put_rate(const MeterKey *key, int64 arrival);
 typedef void (*AkEntryVisitor) (const MeterEntry *entry, void *arg);

@@ -82,6 +82,13 @@
 #define ak_wait_event(name) PG_WAIT_EXTENSION
 #endif
 
+/* 17 can end a session whose transaction takes long. */
+#if PG_VERSION_NUM >= 170000
+#define AK_NO_TRANSACTION_TIMEOUT {"transaction_timeout", "0"},
+#else
+#define AK_NO_TRANSACTION_TIMEOUT
+#endif
+
 /* 18 has C11's word, which stands before the declaration. */
 #if PG_VERSION_NUM >= 180000
 #define ak_noreturn pg_noreturn

@@ -452,7 +452,7 @@ publish(const Batch *batch)
 static bool
 write_batch(Batch *batch, AkPass pass)
 {
-	bool		ok = batch->n == 0 || ak_worker_transaction(write_rows, batch);
+	bool		ok = batch->n == 0 || ak_worker_durable_transaction(write_rows, batch);
 
 	if (ShutdownRequestPending && pass != AK_PASS_CLOSING)
 		ok = false;

@@ -124,7 +124,7 @@ ak_incarnation_open(AkDatabase *db)
 	if (!db->incarnation_open)
 	{
 		ak_uuidv7(&db->incarnation);
-		if (!ak_worker_transaction(begin_incarnation, db))
+		if (!ak_worker_durable_transaction(begin_incarnation, db))
 			return false;
 		db->incarnation_open = true;
 		pg_write_barrier();

@@ -155,6 +155,31 @@ ask_for_ceiling(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
 }
 
 /*
+ * The limit that a request is held to.  What may be admitted without a row goes by
+ * the limit there is when the row is missed, after a crash (usage_row.c): where it
+ * is lower than before, less may be, and what has been is written soon.
+ */
+static void
+see_limit(AkDatabase *db, MeterEntry *entry, int64 limit, bool *nudge)
+{
+	bool		is_lower = limit >= 0 && limit < entry->limit;
+	int64		bound;
+
+	entry->limit = limit;
+	if (!is_lower || entry->last_write != 0 || !ak_is_quota(&entry->key))
+		return;
+	bound = Max(entry->written, 0) + ak_meter_headroom(&entry->key, limit);
+	entry->ceiling = Min(entry->ceiling, Max(entry->charged, bound));
+	if (entry->charged > bound)
+	{
+		entry->raise_asked = true;
+		ak_mark_dirty(db, entry);
+		db->urgent = true;
+		*nudge = true;
+	}
+}
+
+/*
  * The decision over all limits, and the charge: straight-line code.  The caller
  * holds their partitions.  *missing is set to a limit that has no entry.
  */
@@ -197,7 +222,7 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 			ak_rate_follow_clock_by(entries[i], limit->rate.burst *
 									limit->rate.emission, charge->now);
 		else
-			entries[i]->limit = limit->amount;
+			see_limit(db, entries[i], limit->amount, nudge);
 		if (ak_limit_is_credits(limit))
 		{
 			if (!ak_can_change(entries[i]))

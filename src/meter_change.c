@@ -175,7 +175,7 @@ static void
 change_entry(AkDatabase *db, const AkCharge *charge, const AkLimit *limit,
 			 MeterEntry *entry, AkChange change)
 {
-	if (change == AK_SETTLE)
+	if (change == AK_SETTLE || change == AK_RELEASE)
 		settle(db, limit, entry, limit->used, charge->now);
 	else if (change == AK_ADJUST)
 	{
@@ -183,7 +183,7 @@ change_entry(AkDatabase *db, const AkCharge *charge, const AkLimit *limit,
 		if (charge->refundable && limit->cost != 0)
 			entry->refundable++;
 	}
-	if (change != AK_REFILL && !ak_limit_is_rate(limit))
+	if (change != AK_REFILL && change != AK_RELEASE && !ak_limit_is_rate(limit))
 		note_change(db, entry);
 }
 
@@ -211,7 +211,7 @@ change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
 			continue;			/* it is full again */
 		if (entry == NULL)
 			return MISSING;
-		if (!ak_can_change(entry))
+		if (change != AK_RELEASE && !ak_can_change(entry))
 			return TOO_MANY_CHANGES;
 		if (change == AK_ADJUST &&
 			(limit->cost < -(entry->charged - entry->lost) ||
@@ -225,10 +225,10 @@ change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
 
 		if (entry == NULL)
 			continue;
-		if (change != AK_SETTLE && !ak_limit_is_rate(limit))
+		if (change != AK_SETTLE && change != AK_RELEASE && !ak_limit_is_rate(limit))
 			entry->limit = limit->amount;
 		entry->recent = true;
-		if (ak_limit_is_credits(limit))
+		if (change != AK_RELEASE && ak_limit_is_credits(limit))
 			ak_refill(db, limit, entry);
 		change_entry(db, charge, limit, entry, change);
 		versions[i] = entry->changes;
@@ -314,11 +314,11 @@ ak_meter_change(AkCharge *charge, AkChange change)
 }
 
 /*
- * Settle a reservation in the worker, which cannot wait for itself.  False if
- * it cannot be done now.
+ * Release a reservation in the worker, which cannot wait for itself: what is
+ * given back is written when the count is.  False if it cannot be done now.
  */
 bool
-ak_meter_try_settle(AkCharge *charge)
+ak_meter_release(AkCharge *charge)
 {
 	AkDatabase *db = ak_database_of(&charge->limits[0].key);
 	AkPartitions partitions;
@@ -332,7 +332,7 @@ ak_meter_try_settle(AkCharge *charge)
 	do
 	{
 		ak_partitions_lock(&partitions);
-		result = change_locked(db, charge, AK_SETTLE, versions, &missing);
+		result = change_locked(db, charge, AK_RELEASE, versions, &missing);
 		ak_partitions_unlock(&partitions);
 	} while (result == MISSING && loads++ < AK_LOADS_MAX &&
 			 ak_load_missing(charge, missing));

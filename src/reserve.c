@@ -511,7 +511,7 @@ release_claimed(AkDatabase *db, const AkReservation *claimed)
 	charge_of(claimed, 0, &charge);
 	PG_TRY();
 	{
-		settled = ak_meter_try_settle(&charge);
+		settled = ak_meter_release(&charge);
 	}
 	PG_CATCH();
 	{

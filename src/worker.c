@@ -22,6 +22,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
+#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/wait_event.h"
@@ -53,6 +54,14 @@ handle_sigterm(SIGNAL_ARGS)
 	errno = save_errno;
 }
 
+/* Cancelled by a person, or by lock_timeout: ak_worker_durable_transaction(). */
+static void
+handle_sigint(SIGNAL_ARGS)
+{
+	ak_worker_cancels++;
+	StatementCancelHandler(postgres_signal_arg);
+}
+
 /*
  * What ALTER DATABASE or ALTER ROLE may have set must not keep the worker from
  * its work, nor decide whose functions it calls.
@@ -70,6 +79,7 @@ override_settings(void)
 		{"statement_timeout", "0"},
 		{"lock_timeout", "10s"},	/* 500 ms once attached */
 		{"idle_in_transaction_session_timeout", "0"},
+		AK_NO_TRANSACTION_TIMEOUT
 		{"row_security", "off"},
 		{"standard_conforming_strings", "on"},
 		{"zero_damaged_pages", "off"},
@@ -256,6 +266,7 @@ ak_worker_main(Datum arg)
 	AkFlush    *flush;
 
 	pqsignal(SIGTERM, handle_sigterm);
+	pqsignal(SIGINT, handle_sigint);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(AK_WORKER_DATABASE(arg),

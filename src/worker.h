@@ -26,7 +26,10 @@ extern bool ak_my_db_is_closing;	/* what is written now gates no admission */
 /* worker_transaction.c */
 typedef void (*AkTransaction) (void *arg);
 
+extern volatile sig_atomic_t ak_worker_cancels; /* how often a statement was */
+
 extern bool ak_worker_transaction(AkTransaction body, void *arg);
+extern bool ak_worker_durable_transaction(AkTransaction body, void *arg);
 extern void ak_worker_check_interrupts(void);
 extern bool ak_worker_is_orphaned(void);
 extern void ak_set_locally(const char *name, const char *value);

@@ -270,10 +270,10 @@ ak_worker_serve(AkFlush *flush)
 		serve_urgent(flush);
 		if (now >= ak_rollup_due(ak_my_db))
 			rollup_due();
-		if (now >= idle_at(&schedule) && !has_work() &&
-			!schedule.maintaining &&
-			pg_atomic_read_u32(&ak_my_db->refundable) == 0 &&
-			pg_atomic_read_u32(&ak_my_db->reserved) == 0)
+		if (pg_atomic_read_u32(&ak_my_db->refundable) > 0 ||
+			pg_atomic_read_u32(&ak_my_db->reserved) > 0)
+			schedule.last_work = now;	/* it has to stay */
+		if (now >= idle_at(&schedule) && !has_work() && !schedule.maintaining)
 			return;
 		sleep_until_due(&schedule);
 	}

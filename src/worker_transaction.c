@@ -108,6 +108,21 @@ ak_worker_transaction(AkTransaction body, void *arg)
 	return ok;
 }
 
+volatile sig_atomic_t ak_worker_cancels = 0;
+
+/*
+ * Run a transaction on the ground of which something is admitted.  False also if
+ * it was cancelled: that may have been the wait for a standby, which then does not
+ * know of it though it is committed here.
+ */
+bool
+ak_worker_durable_transaction(AkTransaction body, void *arg)
+{
+	sig_atomic_t cancels = ak_worker_cancels;
+
+	return ak_worker_transaction(body, arg) && ak_worker_cancels == cancels;
+}
+
 /*
  * Between transactions.  There is no statement to cancel: one that is begun later
  * is, or after SIGTERM the meter is closed first.

@@ -173,6 +173,26 @@ my ($later, $later_secret) =
 is(verify_times($node, 'postgres', $later_secret, 6500),
 	6400, 'a key made after the crash pays nothing for it');
 
+# A limit that is lowered right before the crash: what was admitted without a row
+# by the higher one is more than a missing row allows for by the lower one.
+ok( $node->poll_query_until(
+		'postgres', q(
+		SELECT count(*) = 1 FROM pg_stat_activity
+		 WHERE backend_type = 'apikeys worker' AND state = 'idle')),
+	'a worker has had its first look');
+$node->safe_psql('postgres',
+	q(SELECT apikey_plan_create('Plan', 64000, 'year', plan_id => 'lowered')));
+my (undef, $lowered) = issue($node, 'postgres', q('lowered', plan_id => 'lowered'));
+is(verify($node, 'postgres', $lowered), 'VALID', 'a request by a high limit');
+$node->safe_psql('postgres',
+	q(SELECT apikey_plan_update('lowered', '{"max_requests": 640}')));
+is(verify_times($node, 'postgres', $lowered, 600), 600, 'more by a lower one');
+$node->kill9;
+ok(start_again($node), 'the server starts again');
+$rest = verify_times($node, 'postgres', $lowered, 700);
+cmp_ok($rest, '<=', 39, 'together not more than the lower limit');
+cmp_ok($rest, '>=', 39 - 10, 'at the cost of one step');
+
 # ----- An acknowledged revoke -----
 
 # Nothing but the statement itself makes its commit durable: the WAL writer

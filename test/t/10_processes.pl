@@ -73,6 +73,17 @@ ok( $node->poll_query_until(
 		 WHERE backend_type = 'apikeys worker' AND wait_event = 'SyncRep'), '1'),
 	'the worker waits for the standby');
 
+# The server warns who cancels that wait, and goes on: the ceiling must not.
+my $cancelled = -s $node->logfile;
+$node->safe_psql('postgres', q(
+	SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+	 WHERE backend_type = 'apikeys worker' AND wait_event = 'SyncRep'));
+$node->wait_for_log(qr/canceling wait for synchronous replication/, $cancelled);
+($ret, $stdout, $stderr) =
+  $node->psql('postgres', "SELECT code FROM apikey_verify('$secret')");
+isnt($ret, 0, 'nor does it where somebody cancels the wait');
+like($stderr, qr/could not admit the request/, 'which is an error too');
+
 # pg_ctl gives up after PGCTLTIMEOUT; stop() then dies.
 {
 	local $ENV{PGCTLTIMEOUT} = 30;

@@ -82,13 +82,15 @@ $node->safe_psql(
 	ALTER DATABASE app SET session_replication_role = 'origin';
 	ALTER DATABASE app SET search_path = 'm';
 	ALTER DATABASE app SET statement_timeout = '1ms';
-	ALTER DATABASE app SET synchronous_commit = off));
+	ALTER DATABASE app SET synchronous_commit = off)
+	  . ($node->pg_version >= 17 ? "; ALTER DATABASE app SET transaction_timeout = '1ms'" : ''));
 $node->restart;
 my $settings = q(SET role = 'none'; SET client_encoding = 'UTF8';
 	SET search_path = public;);
 {
 	# The limit of 1 ms is meant for the worker: the client is spared.
-	local $ENV{PGOPTIONS} = '-c statement_timeout=0';
+	local $ENV{PGOPTIONS} = '-c statement_timeout=0'
+	  . ($node->pg_version >= 17 ? ' -c transaction_timeout=0' : '');
 	is( $node->safe_psql(
 			'app', "$settings SELECT code FROM apikey_verify('$secret', U&'/\\20ac')"),
 		'VALID', 'a request with settings of the database against the worker');
