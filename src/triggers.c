@@ -199,7 +199,10 @@ join_user(HeapTuple tuple, TupleDesc desc, AkPlan *plan)
 	if (user_id[0] != '\0')
 		ak_user_by_id(user_id, &user);
 	ak_applicable_plan(plan_id, &user, api_id, plan, &shared);
-	if (user_id[0] != '\0' && plan->max_keys_per_user >= 0)
+
+	/* An unknown plan, which has no name, is for the foreign key to refuse. */
+	if (user_id[0] != '\0' && plan->name != NULL &&
+		plan->max_keys_per_user >= 0)
 		check_max_keys(user_id, plan);
 }
 
