@@ -464,6 +464,7 @@ typedef struct AkUser
 	char		id[AK_ID_LEN];
 	bool		exists;			/* has a row; else the rest is unset */
 	bool		is_usable;		/* neither disabled nor deleted */
+	bool		is_deleted;
 	char		plan_id[AK_ID_LEN]; /* empty: none */
 	TimestampTz custom_start;	/* AK_CALENDAR: none */
 	pg_uuid_t	subject_id;

@@ -168,7 +168,22 @@ check_plan(const char *id)
 			(errcode(ERRCODE_NO_DATA_FOUND),
 			 errmsg("plan \"%s\" does not exist", id),
 			 exists ? errdetail("It was deleted.") : 0,
+			 exists ? errhint("apikey_plan_create() revives it.") :
 			 errhint("Make it with apikey_plan_create().")));
+}
+
+/* A user needs no row; but the keys of one that was deleted are refused. */
+static void
+check_user(const char *id)
+{
+	AkUser		user;
+
+	if (ak_user_by_id(id, &user) && user.is_deleted)
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA_FOUND),
+				 errmsg("user \"%s\" does not exist", id),
+				 errdetail("It was deleted."),
+				 errhint("apikey_user_create() revives it.")));
 }
 
 static void
@@ -278,7 +293,8 @@ check_values(FunctionCallInfo fcinfo)
  *				 refill_every interval, refill_day int) -> apikeys.issued_key
  *
  * Errors: 22004 and 22023 for arguments, P0002 for an unknown plan, api or
- * role, 23514 if the user has as many keys as the plan allows.
+ * role and for a deleted user, 23514 if the user has as many keys as the plan
+ * allows.
  */
 Datum
 apikey_create(PG_FUNCTION_ARGS)
@@ -309,6 +325,8 @@ apikey_create(PG_FUNCTION_ARGS)
 	find_or_make_api(text_to_cstring(PG_GETARG_TEXT_PP(ARG_API_ID)), &api);
 	if (!PG_ARGISNULL(ARG_PLAN_ID))
 		check_plan(text_to_cstring(PG_GETARG_TEXT_PP(ARG_PLAN_ID)));
+	if (!PG_ARGISNULL(ARG_USER_ID))
+		check_user(text_to_cstring(PG_GETARG_TEXT_PP(ARG_USER_ID)));
 	if (!PG_ARGISNULL(ARG_ROLES))
 		check_roles(PG_GETARG_ARRAYTYPE_P(ARG_ROLES));
 

@@ -81,6 +81,25 @@ COMMENT ON FUNCTION apikeys.check_plan(text) IS
 Raises P0002; NULL is no plan.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_plan(text) FROM PUBLIC;
 
+CREATE FUNCTION apikeys.check_user(user_id text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM apikeys.users u
+                WHERE u.id = check_user.user_id AND u.deleted_at IS NOT NULL) THEN
+        RAISE EXCEPTION 'user "%" does not exist', check_user.user_id
+            USING ERRCODE = 'no_data_found',
+            DETAIL = 'It was deleted.',
+            HINT = 'apikey_user_create() revives it.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_user(text) IS
+'Refuse a user that is deleted.
+Raises P0002; one without a row is a user too, and NULL is none.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_user(text) FROM PUBLIC;
+
 CREATE FUNCTION apikeys.check_roles(roles text[]) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -360,6 +379,9 @@ BEGIN
     END IF;
 
     PERFORM apikeys.check_plan(apikey_update.patch ->> 'plan_id');
+    IF apikey_update.patch ->> 'user_id' IS DISTINCT FROM changed.user_id THEN
+        PERFORM apikeys.check_user(apikey_update.patch ->> 'user_id');
+    END IF;
     IF apikey_update.patch ? 'api_id' AND NOT EXISTS
         (SELECT FROM apikeys.apis a
           WHERE a.id = apikey_update.patch ->> 'api_id') THEN
@@ -393,7 +415,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_update(uuid, jsonb) IS
 'Change a key.
 patch gives the fields to set: name, user_id, plan_id, api_id, enabled, permissions, allowed_ips, metadata (replaced whole), expires_at, roles, refill_amount, refill_every, refill_day (credits are for apikey_credits). Absent fields keep their values; null clears one (permissions, metadata and roles become empty).
-Raises P0002 for an unknown or deleted key, and for a plan, api or role that does not exist; 22023 for an unknown field or a wrong value; 23502 for a null in name, api_id or enabled.';
+Raises P0002 for an unknown or deleted key, for a plan, api or role that does not exist, and for a user who was deleted; 22023 for an unknown field or a wrong value; 23502 for a null in name, api_id or enabled.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_update(uuid, jsonb) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_delete(id uuid) RETURNS apikeys.key_objects
