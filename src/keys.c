@@ -354,6 +354,19 @@ apikey_create(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Say that a key does not exist, and whether it was deleted.
+ */
+static void
+refuse_unknown_key(Datum id)
+{
+	Oid			type = UUIDOID;
+
+	(void) SPI_execute_with_args("SELECT apikeys.refuse_unknown('key', $1::text)",
+								 1, &type, &id, NULL, false, 0);
+	elog(ERROR, "unknown key was not refused");
+}
+
+/*
  * Take the prefix of a key's secret from its start, and lock the key.  A fenced
  * key's secret may not get a grace.
  */
@@ -371,10 +384,7 @@ lock_prefix(Datum id, bool has_grace, char prefix[AK_PREFIX_MAX + 1])
 				 " WHERE id = $1 AND deleted_at IS NULL FOR UPDATE",
 				 lengthof(types), types, &id, NULL);
 	if (SPI_processed == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_NO_DATA_FOUND),
-				 errmsg("key \"%s\" does not exist",
-						DatumGetCString(DirectFunctionCall1(uuid_out, id)))));
+		refuse_unknown_key(id);
 	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
 						 &is_null);
 	if (has_grace && !is_null)

@@ -44,14 +44,42 @@ COMMENT ON FUNCTION apikeys.check_metadata_filter(jsonb) IS
 Raises 22023; NULL is no filter.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_metadata_filter(jsonb) FROM PUBLIC;
 
+-- What was deleted is not there for those who change something, but its row is.
 CREATE FUNCTION apikeys.refuse_unknown(kind text, id text) RETURNS void
-LANGUAGE plpgsql IMMUTABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    remedy text;
 BEGIN
     IF id IS NULL THEN
         RAISE EXCEPTION 'id of the % must not be null', kind
             USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    CASE kind
+        WHEN 'key' THEN
+            SELECT CASE WHEN k.erased_at IS NULL THEN 'apikey_restore() undoes that.'
+                        ELSE 'Its user was erased: make a new key with apikey_create().' END
+              INTO remedy
+              FROM apikeys.keys k
+             WHERE k.id = refuse_unknown.id::uuid AND k.deleted_at IS NOT NULL;
+        WHEN 'plan' THEN
+            SELECT 'apikey_plan_create() revives it.'
+              INTO remedy
+              FROM apikeys.plans p
+             WHERE p.id = refuse_unknown.id AND p.deleted_at IS NOT NULL;
+        WHEN 'user' THEN
+            SELECT 'apikey_user_create() revives it.'
+              INTO remedy
+              FROM apikeys.users u
+             WHERE u.id = refuse_unknown.id AND u.deleted_at IS NOT NULL;
+        ELSE
+            NULL;
+    END CASE;
+    IF remedy IS NOT NULL THEN
+        RAISE EXCEPTION '% "%" does not exist', kind, id
+            USING ERRCODE = 'no_data_found',
+            DETAIL = 'It was deleted.', HINT = remedy;
     END IF;
     RAISE EXCEPTION '% "%" does not exist', kind, id
         USING ERRCODE = 'no_data_found';
@@ -59,7 +87,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.refuse_unknown(text, text) IS
 'Say that something does not exist.
-Raises P0002, or 22004 for an id that is NULL.';
+Raises P0002, or 22004 for an id that is NULL. Of a key, a plan and a user that is marked as deleted it says so, and how to undo that.';
 REVOKE EXECUTE ON FUNCTION apikeys.refuse_unknown(text, text) FROM PUBLIC;
 
 CREATE FUNCTION apikeys.check_plan(plan_id text) RETURNS void
@@ -67,13 +95,17 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF check_plan.plan_id IS NOT NULL AND NOT EXISTS
+    IF check_plan.plan_id IS NULL OR EXISTS
         (SELECT FROM apikeys.plans p
           WHERE p.id = check_plan.plan_id AND p.deleted_at IS NULL) THEN
-        RAISE EXCEPTION 'plan "%" does not exist', check_plan.plan_id
-            USING ERRCODE = 'no_data_found',
-            HINT = 'Make it with apikey_plan_create().';
+        RETURN;
     END IF;
+    IF EXISTS (SELECT FROM apikeys.plans p WHERE p.id = check_plan.plan_id) THEN
+        PERFORM apikeys.refuse_unknown('plan', check_plan.plan_id);
+    END IF;
+    RAISE EXCEPTION 'plan "%" does not exist', check_plan.plan_id
+        USING ERRCODE = 'no_data_found',
+        HINT = 'Make it with apikey_plan_create().';
 END
 $$;
 COMMENT ON FUNCTION apikeys.check_plan(text) IS
@@ -88,10 +120,7 @@ AS $$
 BEGIN
     IF EXISTS (SELECT FROM apikeys.users u
                 WHERE u.id = check_user.user_id AND u.deleted_at IS NOT NULL) THEN
-        RAISE EXCEPTION 'user "%" does not exist', check_user.user_id
-            USING ERRCODE = 'no_data_found',
-            DETAIL = 'It was deleted.',
-            HINT = 'apikey_user_create() revives it.';
+        PERFORM apikeys.refuse_unknown('user', check_user.user_id);
     END IF;
 END
 $$;
@@ -454,7 +483,11 @@ BEGIN
         IF apikey_restore.id IS NULL THEN
             PERFORM apikeys.refuse_unknown('key', NULL);
         END IF;
-        RAISE EXCEPTION 'deleted key "%" does not exist', apikey_restore.id
+        IF EXISTS (SELECT FROM apikeys.keys k WHERE k.id = apikey_restore.id) THEN
+            RAISE EXCEPTION 'key "%" is not deleted', apikey_restore.id
+                USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+        RAISE EXCEPTION 'key "%" does not exist', apikey_restore.id
             USING ERRCODE = 'no_data_found',
             HINT = 'A key can be restored until apikey_purge removes it.';
     END IF;
@@ -464,5 +497,5 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_restore(uuid) IS
 'Undo the deletion of a key.
 It works again with the secret it had, unless it is disabled or expired.
-Raises P0002 for a key that is unknown, purged or not deleted; 55000 for one whose user was erased.';
+Raises P0002 for a key that is unknown or purged; 55000 for one that is not deleted, or whose user was erased.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_restore(uuid) FROM PUBLIC;
