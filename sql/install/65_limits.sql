@@ -51,6 +51,19 @@ CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.limits
     FOR EACH ROW EXECUTE FUNCTION apikeys.limits_before_write();
 COMMENT ON TRIGGER before_write ON apikeys.limits IS 'Checks values and sets updated_at';
 
+CREATE FUNCTION apikeys.burst_follows_amount() RETURNS trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'apikeys_burst_follows_amount';
+COMMENT ON FUNCTION apikeys.burst_follows_amount() IS
+'Trigger: a burst that is the amount stays so when the amount is changed.
+Unless the statement sets burst as well.';
+REVOKE EXECUTE ON FUNCTION apikeys.burst_follows_amount() FROM PUBLIC;
+
+-- The name sorts before before_write, which checks what comes out.
+CREATE TRIGGER amount_before_write BEFORE UPDATE OF amount ON apikeys.limits
+    FOR EACH ROW EXECUTE FUNCTION apikeys.burst_follows_amount();
+COMMENT ON TRIGGER amount_before_write ON apikeys.limits IS 'Keeps a burst that was not given at the amount';
+
 -- A verification holds all limits of a request at once: their number is bound.
 -- Keys carry a mark, so that those without limits need no look-up. The owner's
 -- row is always updated, so that two sessions that change the limits of one
