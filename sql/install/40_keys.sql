@@ -177,8 +177,14 @@ BEGIN
             RAISE EXCEPTION 'unknown field "%"', field
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = format('Fields that can be set: %s.',
-                              (SELECT string_agg(format('"%s"', f), ', ')
-                                 FROM json_object_keys(fields) f));
+                              (SELECT string_agg(format('"%s"', f.key), ', ')
+                                 FROM json_each_text(fields) f
+                                WHERE f.value NOT LIKE '!%'));
+        END IF;
+        IF kind LIKE '!%' THEN
+            RAISE EXCEPTION 'field "%" cannot be set', field
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = substr(kind, 2);
         END IF;
 
         given := jsonb_typeof(value);
@@ -239,7 +245,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.check_patch(jsonb, json) IS
 'Refuse a patch with an unknown field or a wrong value.
-fields gives the kind of each settable field (string, label, id, boolean, object, int, bigint, time, interval, strings or networks), followed by ? where null clears it.
+fields gives the kind of each settable field (string, label, id, boolean, object, int, bigint, time, interval, strings or networks), followed by ? where null clears it; of a field that the object has but that cannot be set, ! and what to do instead.
 Raises 22023, or 23502 for a null that is not allowed; names the field.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_patch(jsonb, json) FROM PUBLIC;
 
@@ -398,7 +404,18 @@ BEGIN
           "allowed_ips": "networks?", "metadata": "object?",
           "expires_at": "time?", "roles": "strings?",
           "refill_amount": "bigint?", "refill_every": "interval?",
-          "refill_day": "int?"}');
+          "refill_day": "int?",
+          "id": "!It never changes.",
+          "status": "!Set \"enabled\" or \"expires_at\", or use apikey_delete().",
+          "start": "!Use apikey_regenerate().",
+          "created_at": "!It is set when the key is made.",
+          "updated_at": "!It is kept by a trigger.",
+          "last_used_at": "!It is written by the worker.",
+          "deleted_at": "!Use apikey_delete() or apikey_restore().",
+          "regenerated_at": "!Use apikey_regenerate().",
+          "previous_expires_at": "!Use apikey_regenerate().",
+          "credits": "!Use apikey_credits().",
+          "fenced_at": "!Use apikey_fence() or apikey_unfence()."}');
 
     SELECT k.* INTO changed FROM apikeys.keys k
      WHERE k.id = apikey_update.id AND k.deleted_at IS NULL

@@ -103,7 +103,11 @@ BEGIN
         '{"name": "label", "description": "string?", "max_requests": "bigint?",
           "request_period": "string", "is_active": "boolean",
           "key_lifetime": "interval?", "max_keys_per_user": "int?",
-          "metadata": "object?", "http_role": "string?"}');
+          "metadata": "object?", "http_role": "string?",
+          "id": "!It never changes.",
+          "created_at": "!It is set when the plan is made.",
+          "updated_at": "!It is kept by a trigger.",
+          "deleted_at": "!Use apikey_plan_delete() or apikey_plan_create()."}');
 
     SELECT p.* INTO changed FROM apikeys.plans p
      WHERE p.id = apikey_plan_update.plan_id AND p.deleted_at IS NULL

@@ -100,7 +100,13 @@ BEGIN
         '{"name": "string?", "email": "string?", "plan_id": "id?",
           "custom_start": "time?", "is_disabled": "boolean",
           "metadata": "object?", "refill_amount": "bigint?",
-          "refill_every": "interval?", "refill_day": "int?"}');
+          "refill_every": "interval?", "refill_day": "int?",
+          "id": "!It never changes.",
+          "created_at": "!It is set when the user is made.",
+          "updated_at": "!It is kept by a trigger.",
+          "deleted_at": "!Use apikey_user_delete() or apikey_user_create().",
+          "erased_at": "!Use apikey_erase_user().",
+          "credits": "!Use apikey_user_credits()."}');
 
     SELECT u.* INTO changed FROM apikeys.users u
      WHERE u.id = apikey_user_update.user_id AND u.deleted_at IS NULL

@@ -54,7 +54,10 @@ DECLARE
     changed apikeys.roles;
 BEGIN
     PERFORM apikeys.check_patch(apikey_role_update.patch,
-        '{"description": "string?", "permissions": "strings?"}');
+        '{"description": "string?", "permissions": "strings?",
+          "name": "!It never changes.",
+          "created_at": "!It is set when the role is made.",
+          "updated_at": "!It is kept by a trigger."}');
 
     SELECT r.* INTO changed FROM apikeys.roles r
      WHERE r.name = apikey_role_update.name

@@ -78,6 +78,18 @@ SELECT user_id FROM apikey_update(:'live', '{"user_id": "messages-gone"}');
 SELECT count(*) FROM apikey_user_delete('messages-gone');
 SELECT test.refusal($$SELECT apikey_create('k', 'messages-gone')$$);
 ROLLBACK;
+-- Fields of an object that cannot be set: what to do instead.
+\pset format unaligned
+SELECT a.attname AS field, test.refusal_in_full(format('SELECT %s', replace(o.call, 'FIELD', a.attname))) AS refusal
+  FROM (VALUES (1, 'apikeys.key_objects'::regclass, format('apikey_update(%L, ''{"FIELD": ""}'')', :'live')),
+               (2, 'apikeys.plan_objects', 'apikey_plan_update(''messages'', ''{"FIELD": ""}'')'),
+               (3, 'apikeys.user_objects', 'apikey_user_update(''messages'', ''{"FIELD": ""}'')'),
+               (4, 'apikeys.role_objects', 'apikey_role_update(''messages'', ''{"FIELD": ""}'')')) o (n, of, call)
+  JOIN pg_attribute a ON a.attrelid = o.of AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE test.refusal_in_full(format('SELECT %s', replace(o.call, 'FIELD', a.attname))) ~ 'unknown field|cannot be set'
+ ORDER BY o.n, a.attnum;
+SELECT test.refusal_in_full(format('SELECT apikey_update(%L, ''{"digest": ""}'')', :'live'));
+\pset format aligned
 -- A plain INSERT is free to, as a restore is.
 RESET ROLE;
 BEGIN;
