@@ -1012,5 +1012,6 @@ extern int	ak_load_dump(void);
 extern bool ak_in_purge;
 extern void ak_force_durable_commit(void);
 extern void ak_check_dimensions(ArrayType *array, const char *name);
+extern void ak_check_expiry(TimestampTz expires_at);
 
 #endif							/* APIKEYS_H */

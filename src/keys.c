@@ -245,8 +245,9 @@ check_array(FunctionCallInfo fcinfo, int arg, const char *name)
 }
 
 /*
- * What the table's constraints would refuse too, but in words of ours: theirs
- * show the row, digest and all.
+ * What the table's constraints and triggers would refuse too, but in words of
+ * ours and before the statement: constraints show the row, digest and all, and
+ * triggers the statement.
  */
 static void
 check_values(FunctionCallInfo fcinfo)
@@ -275,6 +276,8 @@ check_values(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("metadata must be a JSON object")));
+	if (!PG_ARGISNULL(ARG_EXPIRES_AT))
+		ak_check_expiry(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
 	check_array(fcinfo, ARG_PERMISSIONS, "permissions");
 	check_array(fcinfo, ARG_ROLES, "roles");
 	check_array(fcinfo, ARG_ALLOWED_IPS, "allowed_ips");

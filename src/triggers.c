@@ -208,6 +208,16 @@ join_user(HeapTuple tuple, TupleDesc desc, AkPlan *plan)
 		check_max_keys(user_id, plan);
 }
 
+/* A new key must not be one that has expired. */
+void
+ak_check_expiry(TimestampTz expires_at)
+{
+	if (expires_at <= GetCurrentTimestamp())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("expires_at must be in the future")));
+}
+
 /*
  * A new key: check it, and let its plan say when it expires.
  */
@@ -218,10 +228,8 @@ complete_new_key(HeapTuple tuple, TupleDesc desc)
 	bool		isnull;
 	Datum		expires_at = old_or_new(tuple, desc, AK_KEY_EXPIRES_AT, &isnull);
 
-	if (!isnull && DatumGetTimestampTz(expires_at) <= GetCurrentTimestamp())
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expires_at must be in the future")));
+	if (!isnull)
+		ak_check_expiry(DatumGetTimestampTz(expires_at));
 	check_permissions(NULL, tuple, desc);
 
 	join_user(tuple, desc, &plan);

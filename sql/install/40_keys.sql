@@ -27,6 +27,29 @@ COMMENT ON FUNCTION apikeys.check_page(int, int) IS
 Raises 22023 unless page_size is between 1 and 1,000 and page_offset is at least 0.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_page(int, int) FROM PUBLIC;
 
+-- The arguments are json, not jsonb, to keep their order.
+CREATE FUNCTION apikeys.check_not_null(arguments json) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    missing text := (SELECT a.name
+                       FROM json_each_text(arguments) WITH ORDINALITY AS a(name, value, place)
+                      WHERE a.value IS NULL
+                      ORDER BY a.place
+                      LIMIT 1);
+BEGIN
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION '% must not be null', missing
+            USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_not_null(json) IS
+'Refuse NULL for arguments that must be given.
+Raises 22004 for the first of them.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_not_null(json) FROM PUBLIC;
+
 CREATE FUNCTION apikeys.check_metadata_filter(metadata jsonb) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -53,7 +76,8 @@ DECLARE
     remedy text;
 BEGIN
     IF id IS NULL THEN
-        RAISE EXCEPTION 'id of the % must not be null', kind
+        RAISE EXCEPTION '% of the % must not be null',
+            CASE WHEN kind IN ('role', 'limit') THEN 'name' ELSE 'id' END, kind
             USING ERRCODE = 'null_value_not_allowed';
     END IF;
     CASE kind

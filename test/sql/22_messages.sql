@@ -21,6 +21,7 @@ SET ROLE regress_app;
 SELECT count(*) FROM apikey_plan_create('Messages', plan_id => 'messages');
 SELECT count(*) FROM apikey_plan_create('Gone', plan_id => 'messages-gone');
 SELECT count(*) FROM apikey_plan_delete('messages-gone');
+SELECT count(*) FROM apikey_user_create('messages');
 SELECT count(*) FROM apikey_user_create('messages-gone');
 SELECT id AS old_key, api_key AS old_secret FROM apikey_create('old', 'messages-gone') \gset
 SELECT count(*) FROM apikey_user_delete('messages-gone');
@@ -89,7 +90,56 @@ SELECT a.attname AS field, test.refusal_in_full(format('SELECT %s', replace(o.ca
  WHERE test.refusal_in_full(format('SELECT %s', replace(o.call, 'FIELD', a.attname))) ~ 'unknown field|cannot be set'
  ORDER BY o.n, a.attnum;
 SELECT test.refusal_in_full(format('SELECT apikey_update(%L, ''{"digest": ""}'')', :'live'));
+-- What cannot be is refused before the statement that would write it, which
+-- therefore is no context of the error.
+RESET ROLE;
+CREATE FUNCTION test.context(statement text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    context text;
+BEGIN
+    EXECUTE statement;
+    RETURN 'not refused';
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS context = PG_EXCEPTION_CONTEXT;
+    RETURN substring(context FROM '(?:INSERT|UPDATE) [^\n]*');
+END
+$$;
+SET ROLE regress_app;
+SELECT s.action, test.refusal('SELECT ' || s.action), test.context('SELECT ' || s.action)
+  FROM unnest(ARRAY['apikey_create(''k'', expires_at => ''2020-01-01'')', 'apikey_create(''k'', metadata => ''[]'')',
+                    'apikey_plan_create(''x'', 5, ''fortnight'')', 'apikey_plan_create(''x'', -2)',
+                    'apikey_plan_create(NULL)', 'apikey_plan_create(''x'', request_period => NULL)',
+                    'apikey_plan_create(''x'', is_active => NULL)',
+                    'apikey_plan_update(''messages'', ''{"request_period": "fortnight"}'')',
+                    'apikey_user_create(NULL)', 'apikey_user_create('''')', 'apikey_user_create(''x'', email => ''x'')',
+                    'apikey_user_update(''messages'', ''{"email": "x"}'')', 'apikey_role_create(NULL)',
+                    'apikey_limit_set(NULL, 1, ''1 s'', plan_id => ''messages'')',
+                    'apikey_limit_set(''l'', NULL, ''1 s'', plan_id => ''messages'')',
+                    'apikey_limit_set(''l'', 1, NULL, plan_id => ''messages'')',
+                    'apikey_limit_set(''l'', 1, ''1 s'', auto_apply => NULL, plan_id => ''messages'')',
+                    'apikey_limit_set(''l'', 1, ''1 month'', plan_id => ''messages'')']) AS s(action);
 \pset format aligned
+-- Plain writes meet the same checks, whoever makes them.
+RESET ROLE;
+SELECT count(*) FROM apikey_role_create('messages');
+SELECT count(*) FROM apikey_limit_set('messages', 1, '1 s', plan_id => 'messages');
+CREATE ROLE regress_writer;
+GRANT pg_read_all_data, pg_write_all_data TO regress_writer;
+SET ROLE regress_writer;
+BEGIN;
+UPDATE apikeys.plans SET max_requests = -1 WHERE id = 'messages' RETURNING max_requests;
+UPDATE apikeys.roles SET permissions = '{a}' WHERE name = 'messages' RETURNING permissions;
+UPDATE apikeys.limits SET amount = 2 WHERE name = 'messages' RETURNING burst;
+ROLLBACK;
+SELECT test.refusal($$UPDATE apikeys.plans SET request_period = 'fortnight' WHERE id = 'messages'$$);
+SELECT test.refusal($$UPDATE apikeys.plans SET request_period = NULL WHERE id = 'messages'$$);
+SELECT test.refusal($$UPDATE apikeys.roles SET permissions = '{a b}' WHERE name = 'messages'$$);
+SELECT test.refusal($$UPDATE apikeys.limits SET period = '1 month' WHERE name = 'messages'$$);
+RESET ROLE;
+REVOKE pg_read_all_data, pg_write_all_data FROM regress_writer;
+DROP ROLE regress_writer;
+SELECT test.refusal($$INSERT INTO apikeys.keys (name, digest, start, expires_at) VALUES ('k', sha256(''), 'ak_0000', '2020-01-01')$$);
 -- A plain INSERT is free to, as a restore is.
 RESET ROLE;
 BEGIN;
