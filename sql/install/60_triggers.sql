@@ -301,7 +301,13 @@ AS $$
 BEGIN
     RAISE EXCEPTION 'table "%.%" cannot be truncated', TG_TABLE_SCHEMA, TG_TABLE_NAME
         USING ERRCODE = 'feature_not_supported',
-        HINT = 'DELETE marks keys, plans and users as deleted; apikey_purge removes them for good.';
+        HINT = CASE
+            WHEN TG_TABLE_NAME IN ('keys', 'plans', 'users') THEN
+                'DELETE marks the rows as deleted; apikey_purge removes them for good.'
+            WHEN TG_TABLE_NAME IN ('apis', 'roles', 'limits') THEN
+                'DELETE removes rows.'
+            ELSE 'The worker keeps the table.'
+        END;
 END
 $$;
 COMMENT ON FUNCTION apikeys.refuse_truncate() IS

@@ -14,7 +14,7 @@ BEGIN
             ARRAY[format('invalid name of a limit "%s"', left(given.name, 63)),
                   'A name has 1 to 63 bytes and is none of "quota", "credits" and "request_id".']
         WHEN num_nonnulls(given.plan_id, given.user_id, given.key_id) <> 1 THEN
-            ARRAY['a limit must belong to a plan, a user or a key',
+            ARRAY['a limit must belong to exactly one of a plan, a user and a key',
                   'Give one of plan_id, user_id and key_id.']
         WHEN given.amount < 1 THEN
             ARRAY['amount must be at least 1', 'It is the number of requests per period.']
@@ -22,9 +22,12 @@ BEGIN
             ARRAY['burst must be at least 1', 'It is the number of requests that may come at once.']
         WHEN given.period <= '0' THEN
             ARRAY['period must be positive', 'It is the interval for which amount is given.']
+        WHEN extract(year FROM given.period) <> 0 OR extract(month FROM given.period) <> 0 THEN
+            ARRAY['period must not contain months',
+                  'Give it in days or shorter units.']
         WHEN NOT apikeys.is_rate(given.amount, given.period, given.burst) THEN
             ARRAY['rate cannot be computed with',
-                  'The period has no months, there is at most one request a nanosecond, and the burst fills within a century.']
+                  'There is at most one request a nanosecond, and the burst fills within a century.']
     END;
     IF refusal IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -159,7 +162,7 @@ BEGIN
     IF num_nonnulls(check_limit_owner.plan_id, check_limit_owner.user_id,
                     check_limit_owner.key_id) <> 1 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'a limit must belong to a plan, a user or a key',
+            MESSAGE = 'a limit must belong to exactly one of a plan, a user and a key',
             HINT = 'Give one of plan_id, user_id and key_id.';
     END IF;
     PERFORM apikeys.check_plan(check_limit_owner.plan_id);

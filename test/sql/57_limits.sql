@@ -70,7 +70,7 @@ SELECT s.arguments, test.refusal(format('SELECT apikey_limit_set(%s)', s.argumen
   FROM unnest(ARRAY[
     $$'x', 0, '1 day', plan_id => 'rated'$$, $$'x', -1, '1 day', plan_id => 'rated'$$,
     $$'x', 1, '0', plan_id => 'rated'$$, $$'x', 1, '-1 day', plan_id => 'rated'$$,
-    $$'x', 1, '1 month', plan_id => 'rated'$$, $$'x', 1, '1 day', 0, plan_id => 'rated'$$,
+    $$'x', 1, '1 month', plan_id => 'rated'$$, $$'x', 1, '1 year -1 day', plan_id => 'rated'$$, $$'x', 1, '1 day', 0, plan_id => 'rated'$$,
     $$'x', 1, '1 day', 1000000, plan_id => 'rated'$$, $$'x', 2000000, '1 millisecond', plan_id => 'rated'$$,
     $$'', 1, '1 day', plan_id => 'rated'$$, $$'quota', 1, '1 day', plan_id => 'rated'$$,
     $$'x', 1, '1 day'$$, $$'x', 1, '1 day', plan_id => 'rated', user_id => 'rolf'$$,
