@@ -320,7 +320,7 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_whoami(text) IS
 'Get a key by its secret.
-Meters nothing and records nothing; a secret that is unknown, or whose key was deleted, gives no row. A disabled or expired key is shown with that status: to decide about a request, call apikey_verify.';
+Meters nothing and records nothing; a secret that is unknown, or whose key was deleted, gives no row. A disabled or expired key is shown with that status, and in a REPEATABLE READ transaction as of its snapshot. That is no check: to decide about a request, call apikey_verify, with cost => 0 to charge nothing.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_whoami(text) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_list(user_id text = NULL, plan_id text = NULL,
