@@ -464,6 +464,7 @@ typedef struct AkUser
 	char		id[AK_ID_LEN];
 	bool		exists;			/* has a row; else the rest is unset */
 	bool		is_usable;		/* neither disabled nor deleted */
+	bool		is_deleted;
 	char		plan_id[AK_ID_LEN]; /* empty: none */
 	TimestampTz custom_start;	/* AK_CALENDAR: none */
 	pg_uuid_t	subject_id;
@@ -1017,5 +1018,6 @@ extern int	ak_load_dump(void);
 extern bool ak_in_purge;
 extern void ak_force_durable_commit(void);
 extern void ak_check_dimensions(ArrayType *array, const char *name);
+extern void ak_check_expiry(TimestampTz expires_at);
 
 #endif							/* APIKEYS_H */

@@ -168,7 +168,22 @@ check_plan(const char *id)
 			(errcode(ERRCODE_NO_DATA_FOUND),
 			 errmsg("plan \"%s\" does not exist", id),
 			 exists ? errdetail("It was deleted.") : 0,
+			 exists ? errhint("apikey_plan_create() revives it.") :
 			 errhint("Make it with apikey_plan_create().")));
+}
+
+/* A user needs no row; but the keys of one that was deleted are refused. */
+static void
+check_user(const char *id)
+{
+	AkUser		user;
+
+	if (ak_user_by_id(id, &user) && user.is_deleted)
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA_FOUND),
+				 errmsg("user \"%s\" does not exist", id),
+				 errdetail("It was deleted."),
+				 errhint("apikey_user_create() revives it.")));
 }
 
 static void
@@ -230,8 +245,9 @@ check_array(FunctionCallInfo fcinfo, int arg, const char *name)
 }
 
 /*
- * What the table's constraints would refuse too, but in words of ours: theirs
- * show the row, digest and all.
+ * What the table's constraints and triggers would refuse too, but in words of
+ * ours and before the statement: constraints show the row, digest and all, and
+ * triggers the statement.
  */
 static void
 check_values(FunctionCallInfo fcinfo)
@@ -260,6 +276,8 @@ check_values(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("metadata must be a JSON object")));
+	if (!PG_ARGISNULL(ARG_EXPIRES_AT))
+		ak_check_expiry(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
 	check_array(fcinfo, ARG_PERMISSIONS, "permissions");
 	check_array(fcinfo, ARG_ROLES, "roles");
 	check_array(fcinfo, ARG_ALLOWED_IPS, "allowed_ips");
@@ -278,7 +296,8 @@ check_values(FunctionCallInfo fcinfo)
  *				 refill_every interval, refill_day int) -> apikeys.issued_key
  *
  * Errors: 22004 and 22023 for arguments, P0002 for an unknown plan, api or
- * role, 23514 if the user has as many keys as the plan allows.
+ * role and for a deleted user, 23514 if the user has as many keys as the plan
+ * allows.
  */
 Datum
 apikey_create(PG_FUNCTION_ARGS)
@@ -309,6 +328,8 @@ apikey_create(PG_FUNCTION_ARGS)
 	find_or_make_api(text_to_cstring(PG_GETARG_TEXT_PP(ARG_API_ID)), &api);
 	if (!PG_ARGISNULL(ARG_PLAN_ID))
 		check_plan(text_to_cstring(PG_GETARG_TEXT_PP(ARG_PLAN_ID)));
+	if (!PG_ARGISNULL(ARG_USER_ID))
+		check_user(text_to_cstring(PG_GETARG_TEXT_PP(ARG_USER_ID)));
 	if (!PG_ARGISNULL(ARG_ROLES))
 		check_roles(PG_GETARG_ARRAYTYPE_P(ARG_ROLES));
 
@@ -336,6 +357,19 @@ apikey_create(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Say that a key does not exist, and whether it was deleted.
+ */
+static void
+refuse_unknown_key(Datum id)
+{
+	Oid			type = UUIDOID;
+
+	(void) SPI_execute_with_args("SELECT apikeys.refuse_unknown('key', $1::text)",
+								 1, &type, &id, NULL, false, 0);
+	elog(ERROR, "unknown key was not refused");
+}
+
+/*
  * Take the prefix of a key's secret from its start, and lock the key.  A fenced
  * key's secret may not get a grace.
  */
@@ -353,10 +387,7 @@ lock_prefix(Datum id, bool has_grace, char prefix[AK_PREFIX_MAX + 1])
 				 " WHERE id = $1 AND deleted_at IS NULL FOR UPDATE",
 				 lengthof(types), types, &id, NULL);
 	if (SPI_processed == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_NO_DATA_FOUND),
-				 errmsg("key \"%s\" does not exist",
-						DatumGetCString(DirectFunctionCall1(uuid_out, id)))));
+		refuse_unknown_key(id);
 	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
 						 &is_null);
 	if (has_grace && !is_null)

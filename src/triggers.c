@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -25,6 +26,7 @@
 #include "apikeys.h"
 
 PG_FUNCTION_INFO_V1(apikeys_keys_before_write);
+PG_FUNCTION_INFO_V1(apikeys_burst_follows_amount);
 PG_FUNCTION_INFO_V1(apikeys_announce_change);
 PG_FUNCTION_INFO_V1(apikeys_in_purge);
 PG_FUNCTION_INFO_V1(apikey_purge);
@@ -203,8 +205,21 @@ join_user(HeapTuple tuple, TupleDesc desc, AkPlan *plan)
 		ak_user_by_id(user_id, &user);
 	}
 	ak_applicable_plan(plan_id, &user, api_id, plan, &shared);
-	if (user_id[0] != '\0' && plan->max_keys_per_user >= 0)
+
+	/* An unknown plan, which has no name, is for the foreign key to refuse. */
+	if (user_id[0] != '\0' && plan->name != NULL &&
+		plan->max_keys_per_user >= 0)
 		check_max_keys(user_id, plan);
+}
+
+/* A new key must not be one that has expired. */
+void
+ak_check_expiry(TimestampTz expires_at)
+{
+	if (expires_at <= GetCurrentTimestamp())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("expires_at must be in the future")));
 }
 
 /*
@@ -217,10 +232,8 @@ complete_new_key(HeapTuple tuple, TupleDesc desc)
 	bool		isnull;
 	Datum		expires_at = old_or_new(tuple, desc, AK_KEY_EXPIRES_AT, &isnull);
 
-	if (!isnull && DatumGetTimestampTz(expires_at) <= GetCurrentTimestamp())
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expires_at must be in the future")));
+	if (!isnull)
+		ak_check_expiry(DatumGetTimestampTz(expires_at));
 	check_permissions(NULL, tuple, desc);
 
 	join_user(tuple, desc, &plan);
@@ -356,6 +369,53 @@ apikeys_keys_before_write(PG_FUNCTION_ARGS)
 			tuple = complete_new_key(tuple, desc);
 	}
 	return PointerGetDatum(tuple);
+}
+
+/* ----- rates ----- */
+
+static int64
+bigint_of(HeapTuple tuple, TupleDesc desc, const char *column, bool *isnull)
+{
+	Datum		value = heap_getattr(tuple, SPI_fnumber(desc, column), desc,
+									 isnull);
+
+	return *isnull ? 0 : DatumGetInt64(value);
+}
+
+/*
+ * apikeys.burst_follows_amount(): BEFORE UPDATE OF amount, each row of limits.
+ *
+ * A burst that was not given is the amount, and goes on being it, unless the
+ * statement sets it too.  In C, since nothing else can see which columns a
+ * statement sets.
+ */
+Datum
+apikeys_burst_follows_amount(PG_FUNCTION_ARGS)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+	int			burst;
+	Datum		value;
+	bool		isnull;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_BEFORE(data->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(data->tg_event) ||
+		!TRIGGER_FIRED_BY_UPDATE(data->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be called as a trigger before each row",
+						"burst_follows_amount")));
+	desc = RelationGetDescr(data->tg_relation);
+	burst = SPI_fnumber(desc, "burst");
+	if (bms_is_member(burst - FirstLowInvalidHeapAttributeNumber,
+					  data->tg_updatedcols) ||
+		bigint_of(data->tg_trigtuple, desc, "burst", &isnull) !=
+		bigint_of(data->tg_trigtuple, desc, "amount", &isnull))
+		return PointerGetDatum(data->tg_newtuple);
+	value = Int64GetDatum(bigint_of(data->tg_newtuple, desc, "amount", &isnull));
+	return PointerGetDatum(heap_modify_tuple_by_cols(data->tg_newtuple, desc, 1,
+													 &burst, &value, &isnull));
 }
 
 /* ----- purge ----- */

@@ -33,6 +33,7 @@ typedef struct KnownUser
 	const char *plan_id;
 	bool		exists;			/* else the rest is unset */
 	bool		is_usable;
+	bool		is_deleted;
 	pg_uuid_t	subject_id;
 	TimestampTz custom_start;
 	AkCredits  *credits;		/* NULL: not limited */
@@ -90,6 +91,7 @@ remember_user(const AkUser *user, uint64 changes)
 		.id_hash = hash_of_id(user->id),
 		.exists = user->exists,
 		.is_usable = user->is_usable,
+		.is_deleted = user->is_deleted,
 		.subject_id = user->subject_id,
 		.custom_start = user->custom_start
 	};
@@ -112,6 +114,7 @@ recall_user(const KnownUser *known, AkUser *user)
 {
 	user->exists = known->exists;
 	user->is_usable = known->is_usable;
+	user->is_deleted = known->is_deleted;
 	strlcpy(user->plan_id, known->plan_id, AK_ID_LEN);
 	user->subject_id = known->subject_id;
 	user->custom_start = known->custom_start;
@@ -150,6 +153,7 @@ visit_user(Relation rel, HeapTuple tuple, void *arg)
 	user->exists = true;
 	value = ak_column_of(rel, tuple, "is_disabled", &isnull);
 	(void) ak_column_of(rel, tuple, "deleted_at", &not_deleted);
+	user->is_deleted = !not_deleted;
 	user->is_usable = !DatumGetBool(value) && not_deleted;
 	value = ak_column_of(rel, tuple, "plan_id", &isnull);
 	ak_copy_id(user->plan_id, value, isnull);

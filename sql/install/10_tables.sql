@@ -121,7 +121,7 @@ COMMENT ON COLUMN apikeys.users.created_at IS 'When the user was made';
 COMMENT ON COLUMN apikeys.users.updated_at IS 'When the user was last changed';
 COMMENT ON COLUMN apikeys.users.deleted_at IS 'When the user was deleted; the user''s keys are refused from then on';
 COMMENT ON COLUMN apikeys.users.subject_id IS 'What the meter knows the user by (apikeys.usage.subject_id)';
-COMMENT ON COLUMN apikeys.users.credits IS 'Credits granted to the user, for all keys that have none of their own, in all; NULL is unlimited. What is left of them: apikey_usage';
+COMMENT ON COLUMN apikeys.users.credits IS 'Credits granted to the user in all, consumed ones included, for all keys that have none of their own; NULL is unlimited. Add to it, do not set it: apikey_user_credits sets what is left, apikey_user_usage shows it';
 COMMENT ON COLUMN apikeys.users.refill_amount IS 'What a refill raises the balance to, if it is lower; NULL is no refill';
 COMMENT ON COLUMN apikeys.users.refill_every IS 'Interval between refills';
 COMMENT ON COLUMN apikeys.users.refill_day IS 'Day of a refill: of the month (31 is the last one), or of the week (1 is Monday)';
@@ -232,7 +232,7 @@ COMMENT ON COLUMN apikeys.keys.regenerated_at IS 'When the secret was last repla
 COMMENT ON COLUMN apikeys.keys.deleted_at IS 'When the key was deleted';
 COMMENT ON COLUMN apikeys.keys.has_limits IS 'Whether apikeys.limits has rows of the key''s own; kept by a trigger';
 COMMENT ON COLUMN apikeys.keys.roles IS 'Roles whose permissions the key holds too; one that does not exist grants nothing';
-COMMENT ON COLUMN apikeys.keys.credits IS 'Credits granted to the key in all; NULL is unlimited. What is left of them: apikey_usage';
+COMMENT ON COLUMN apikeys.keys.credits IS 'Credits granted to the key in all, consumed ones included; NULL is unlimited. Add to it, do not set it: apikey_credits sets what is left, apikey_usage shows it';
 COMMENT ON COLUMN apikeys.keys.refill_amount IS 'What a refill raises the balance to, if it is lower; NULL is no refill';
 COMMENT ON COLUMN apikeys.keys.refill_every IS 'Interval between refills';
 COMMENT ON COLUMN apikeys.keys.refill_day IS 'Day of a refill: of the month (31 is the last one), or of the week (1 is Monday)';
@@ -284,7 +284,7 @@ COMMENT ON COLUMN apikeys.limits.key_id IS 'The key that sets it; stands in for 
 COMMENT ON COLUMN apikeys.limits.name IS 'Name, by which a call can charge it';
 COMMENT ON COLUMN apikeys.limits.amount IS 'Requests per period, sustained';
 COMMENT ON COLUMN apikeys.limits.period IS 'Period, of days or shorter units';
-COMMENT ON COLUMN apikeys.limits.burst IS 'Requests that may come at once; amount if it is not given';
+COMMENT ON COLUMN apikeys.limits.burst IS 'Requests that may come at once; amount if it is not given, and then it follows amount';
 COMMENT ON COLUMN apikeys.limits.auto_apply IS 'Whether it applies to each request, or only to those that name it';
 COMMENT ON COLUMN apikeys.limits.created_at IS 'When it was made';
 COMMENT ON COLUMN apikeys.limits.updated_at IS 'When it was last changed';

@@ -28,8 +28,9 @@ expires_at the key lives as long as its plan says. It holds its permissions and
 those of its roles; "docs.*" is all below "docs", "*" is everything. credits is
 what it may consume in all (NULL: unlimited, or refill_amount); every
 refill_every the balance is raised to refill_amount, on refill_day of the month
-(31 is the last day) or of the week (1 is Monday), at midnight UTC. Errors: P0002 for an unknown plan, api or role, 22004 and 22023 for arguments, 23514 if
-the user has as many live keys as the plan allows.';
+(31 is the last day) or of the week (1 is Monday), at midnight UTC. user_id need not have a row. Errors: P0002 for an unknown plan,
+api or role and for a deleted user, 22004 and 22023 for arguments, 23514 if the
+user has as many live keys as the plan allows.';
 
 CREATE FUNCTION @extschema@.apikey_verify(
     key text,

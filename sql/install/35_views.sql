@@ -30,10 +30,24 @@ SELECT s.subject, s.subject_id, k.id AS key_id,
  CROSS JOIN LATERAL apikeys.count_of(s.subject_id, s.subject, s.period, s.period_start,
             CASE WHEN p.request_period = s.period THEN p.max_requests END) c;
 COMMENT ON VIEW apikeys.live_usage IS 'Usage of every key or user by period, read from the meter where it is there';
+COMMENT ON COLUMN apikeys.live_usage.subject IS 'key, or user where the count is shared by keys of the user';
+COMMENT ON COLUMN apikeys.live_usage.subject_id IS 'Who is metered: keys.id or users.subject_id';
+COMMENT ON COLUMN apikeys.live_usage.key_id IS 'The key; NULL for a user''s count';
+COMMENT ON COLUMN apikeys.live_usage.user_id IS 'The user, or the owner of the key';
+COMMENT ON COLUMN apikeys.live_usage.plan_id IS 'The plan whose quota the count is held to; NULL if there is none';
+COMMENT ON COLUMN apikeys.live_usage.period IS 'Unit of the period; credits is what was consumed of them, for ever';
+COMMENT ON COLUMN apikeys.live_usage.period_start IS 'Start of the period; -infinity for credits';
+COMMENT ON COLUMN apikeys.live_usage.reset_time IS 'When the next period begins';
+COMMENT ON COLUMN apikeys.live_usage.current_usage IS 'Consumed in the period, as billed; of credits, in all';
+COMMENT ON COLUMN apikeys.live_usage."limit" IS 'Quota of the period; NULL is unlimited, or another unit than the plan''s';
+COMMENT ON COLUMN apikeys.live_usage.remaining IS 'What may still be consumed in the period, of credits the balance; NULL is unlimited, or another unit than the plan''s';
 
 CREATE VIEW apikeys.stats AS
 SELECT s.name, s.value, s.description FROM apikeys.statistics() s;
 COMMENT ON VIEW apikeys.stats IS 'Statistics of this database since the server''s start';
+COMMENT ON COLUMN apikeys.stats.name IS 'Name of the figure; one that ends in _ms is in milliseconds';
+COMMENT ON COLUMN apikeys.stats.value IS 'The figure';
+COMMENT ON COLUMN apikeys.stats.description IS 'What it says';
 
 CREATE VIEW apikeys.health AS
 SELECT w.pid AS worker_pid,

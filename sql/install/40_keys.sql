@@ -27,6 +27,29 @@ COMMENT ON FUNCTION apikeys.check_page(int, int) IS
 Raises 22023 unless page_size is between 1 and 1,000 and page_offset is at least 0.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_page(int, int) FROM PUBLIC;
 
+-- The arguments are json, not jsonb, to keep their order.
+CREATE FUNCTION apikeys.check_not_null(arguments json) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    missing text := (SELECT a.name
+                       FROM json_each_text(arguments) WITH ORDINALITY AS a(name, value, place)
+                      WHERE a.value IS NULL
+                      ORDER BY a.place
+                      LIMIT 1);
+BEGIN
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION '% must not be null', missing
+            USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_not_null(json) IS
+'Refuse NULL for arguments that must be given.
+Raises 22004 for the first of them.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_not_null(json) FROM PUBLIC;
+
 CREATE FUNCTION apikeys.check_metadata_filter(metadata jsonb) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -44,14 +67,43 @@ COMMENT ON FUNCTION apikeys.check_metadata_filter(jsonb) IS
 Raises 22023; NULL is no filter.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_metadata_filter(jsonb) FROM PUBLIC;
 
+-- What was deleted is not there for those who change something, but its row is.
 CREATE FUNCTION apikeys.refuse_unknown(kind text, id text) RETURNS void
-LANGUAGE plpgsql IMMUTABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    remedy text;
 BEGIN
     IF id IS NULL THEN
-        RAISE EXCEPTION 'id of the % must not be null', kind
+        RAISE EXCEPTION '% of the % must not be null',
+            CASE WHEN kind IN ('role', 'limit') THEN 'name' ELSE 'id' END, kind
             USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    CASE kind
+        WHEN 'key' THEN
+            SELECT CASE WHEN k.erased_at IS NULL THEN 'apikey_restore() undoes that.'
+                        ELSE 'Its user was erased: make a new key with apikey_create().' END
+              INTO remedy
+              FROM apikeys.keys k
+             WHERE k.id = refuse_unknown.id::uuid AND k.deleted_at IS NOT NULL;
+        WHEN 'plan' THEN
+            SELECT 'apikey_plan_create() revives it.'
+              INTO remedy
+              FROM apikeys.plans p
+             WHERE p.id = refuse_unknown.id AND p.deleted_at IS NOT NULL;
+        WHEN 'user' THEN
+            SELECT 'apikey_user_create() revives it.'
+              INTO remedy
+              FROM apikeys.users u
+             WHERE u.id = refuse_unknown.id AND u.deleted_at IS NOT NULL;
+        ELSE
+            NULL;
+    END CASE;
+    IF remedy IS NOT NULL THEN
+        RAISE EXCEPTION '% "%" does not exist', kind, id
+            USING ERRCODE = 'no_data_found',
+            DETAIL = 'It was deleted.', HINT = remedy;
     END IF;
     RAISE EXCEPTION '% "%" does not exist', kind, id
         USING ERRCODE = 'no_data_found';
@@ -59,7 +111,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.refuse_unknown(text, text) IS
 'Say that something does not exist.
-Raises P0002, or 22004 for an id that is NULL.';
+Raises P0002, or 22004 for an id that is NULL. Of a key, a plan and a user that is marked as deleted it says so, and how to undo that.';
 REVOKE EXECUTE ON FUNCTION apikeys.refuse_unknown(text, text) FROM PUBLIC;
 
 CREATE FUNCTION apikeys.check_plan(plan_id text) RETURNS void
@@ -67,19 +119,39 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF check_plan.plan_id IS NOT NULL AND NOT EXISTS
+    IF check_plan.plan_id IS NULL OR EXISTS
         (SELECT FROM apikeys.plans p
           WHERE p.id = check_plan.plan_id AND p.deleted_at IS NULL) THEN
-        RAISE EXCEPTION 'plan "%" does not exist', check_plan.plan_id
-            USING ERRCODE = 'no_data_found',
-            HINT = 'Make it with apikey_plan_create().';
+        RETURN;
     END IF;
+    IF EXISTS (SELECT FROM apikeys.plans p WHERE p.id = check_plan.plan_id) THEN
+        PERFORM apikeys.refuse_unknown('plan', check_plan.plan_id);
+    END IF;
+    RAISE EXCEPTION 'plan "%" does not exist', check_plan.plan_id
+        USING ERRCODE = 'no_data_found',
+        HINT = 'Make it with apikey_plan_create().';
 END
 $$;
 COMMENT ON FUNCTION apikeys.check_plan(text) IS
 'Refuse a plan that does not exist or is deleted.
 Raises P0002; NULL is no plan.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_plan(text) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.check_user(user_id text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM apikeys.users u
+                WHERE u.id = check_user.user_id AND u.deleted_at IS NOT NULL) THEN
+        PERFORM apikeys.refuse_unknown('user', check_user.user_id);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_user(text) IS
+'Refuse a user that is deleted.
+Raises P0002; one without a row is a user too, and NULL is none.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_user(text) FROM PUBLIC;
 
 CREATE FUNCTION apikeys.check_roles(roles text[]) RETURNS void
 LANGUAGE plpgsql STABLE
@@ -129,8 +201,14 @@ BEGIN
             RAISE EXCEPTION 'unknown field "%"', field
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = format('Fields that can be set: %s.',
-                              (SELECT string_agg(format('"%s"', f), ', ')
-                                 FROM json_object_keys(fields) f));
+                              (SELECT string_agg(format('"%s"', f.key), ', ')
+                                 FROM json_each_text(fields) f
+                                WHERE f.value NOT LIKE '!%'));
+        END IF;
+        IF kind LIKE '!%' THEN
+            RAISE EXCEPTION 'field "%" cannot be set', field
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = substr(kind, 2);
         END IF;
 
         given := jsonb_typeof(value);
@@ -191,7 +269,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.check_patch(jsonb, json) IS
 'Refuse a patch with an unknown field or a wrong value.
-fields gives the kind of each settable field (string, label, id, boolean, object, int, bigint, time, interval, strings or networks), followed by ? where null clears it.
+fields gives the kind of each settable field (string, label, id, boolean, object, int, bigint, time, interval, strings or networks), followed by ? where null clears it; of a field that the object has but that cannot be set, ! and what to do instead.
 Raises 22023, or 23502 for a null that is not allowed; names the field.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_patch(jsonb, json) FROM PUBLIC;
 
@@ -242,7 +320,7 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_whoami(text) IS
 'Get a key by its secret.
-Meters nothing and records nothing; a secret that is unknown, or whose key was deleted, gives no row. A disabled or expired key is shown with that status: to decide about a request, call apikey_verify.';
+Meters nothing and records nothing; a secret that is unknown, or whose key was deleted, gives no row. A disabled or expired key is shown with that status, and in a REPEATABLE READ transaction as of its snapshot. That is no check: to decide about a request, call apikey_verify, with cost => 0 to charge nothing.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_whoami(text) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_list(user_id text = NULL, plan_id text = NULL,
@@ -352,7 +430,18 @@ BEGIN
           "allowed_ips": "networks?", "metadata": "object?",
           "expires_at": "time?", "roles": "strings?",
           "refill_amount": "bigint?", "refill_every": "interval?",
-          "refill_day": "int?"}');
+          "refill_day": "int?",
+          "id": "!It never changes.",
+          "status": "!Set \"enabled\" or \"expires_at\", or use apikey_delete().",
+          "start": "!Use apikey_regenerate().",
+          "created_at": "!It is set when the key is made.",
+          "updated_at": "!It is kept by a trigger.",
+          "last_used_at": "!It is written by the worker.",
+          "deleted_at": "!Use apikey_delete() or apikey_restore().",
+          "regenerated_at": "!Use apikey_regenerate().",
+          "previous_expires_at": "!Use apikey_regenerate().",
+          "credits": "!Use apikey_credits().",
+          "fenced_at": "!Use apikey_fence() or apikey_unfence()."}');
 
     SELECT k.* INTO changed FROM apikeys.keys k
      WHERE k.id = apikey_update.id AND k.deleted_at IS NULL
@@ -362,6 +451,9 @@ BEGIN
     END IF;
 
     PERFORM apikeys.check_plan(apikey_update.patch ->> 'plan_id');
+    IF apikey_update.patch ->> 'user_id' IS DISTINCT FROM changed.user_id THEN
+        PERFORM apikeys.check_user(apikey_update.patch ->> 'user_id');
+    END IF;
     IF apikey_update.patch ? 'api_id' AND NOT EXISTS
         (SELECT FROM apikeys.apis a
           WHERE a.id = apikey_update.patch ->> 'api_id') THEN
@@ -395,7 +487,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_update(uuid, jsonb) IS
 'Change a key.
 patch gives the fields to set: name, user_id, plan_id, api_id, enabled, permissions, allowed_ips, metadata (replaced whole), expires_at, roles, refill_amount, refill_every, refill_day (credits are for apikey_credits). Absent fields keep their values; null clears one (permissions, metadata and roles become empty).
-Raises P0002 for an unknown or deleted key, and for a plan, api or role that does not exist; 22023 for an unknown field or a wrong value; 23502 for a null in name, api_id or enabled.';
+Raises P0002 for an unknown or deleted key, for a plan, api or role that does not exist, and for a user who was deleted; 22023 for an unknown field or a wrong value; 23502 for a null in name, api_id or enabled.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_update(uuid, jsonb) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_delete(id uuid) RETURNS apikeys.key_objects
@@ -434,7 +526,11 @@ BEGIN
         IF apikey_restore.id IS NULL THEN
             PERFORM apikeys.refuse_unknown('key', NULL);
         END IF;
-        RAISE EXCEPTION 'deleted key "%" does not exist', apikey_restore.id
+        IF EXISTS (SELECT FROM apikeys.keys k WHERE k.id = apikey_restore.id) THEN
+            RAISE EXCEPTION 'key "%" is not deleted', apikey_restore.id
+                USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+        RAISE EXCEPTION 'key "%" does not exist', apikey_restore.id
             USING ERRCODE = 'no_data_found',
             HINT = 'A key can be restored until apikey_purge removes it.';
     END IF;
@@ -444,5 +540,5 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_restore(uuid) IS
 'Undo the deletion of a key.
 It works again with the secret it had, unless it is disabled or expired.
-Raises P0002 for a key that is unknown, purged or not deleted; 55000 for one whose user was erased.';
+Raises P0002 for a key that is unknown or purged; 55000 for one that is not deleted, or whose user was erased.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_restore(uuid) FROM PUBLIC;

@@ -23,16 +23,30 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     new_id text := coalesce(apikey_plan_create.plan_id, apikeys.uuidv7()::text);
+    given apikeys.plans;
 BEGIN
+    PERFORM apikeys.check_not_null(json_build_object(
+        'name', apikey_plan_create.name,
+        'request_period', apikey_plan_create.request_period,
+        'is_active', apikey_plan_create.is_active));
+    given.id := new_id;
+    given.name := apikey_plan_create.name;
+    given.description := apikey_plan_create.description;
+    given.max_requests := nullif(apikey_plan_create.max_requests, -1);
+    given.request_period := apikey_plan_create.request_period;
+    given.is_active := apikey_plan_create.is_active;
+    given.key_lifetime := apikey_plan_create.key_lifetime;
+    given.max_keys_per_user := apikey_plan_create.max_keys_per_user;
+    given.metadata := coalesce(apikey_plan_create.metadata, '{}');
+    given.http_role := apikey_plan_create.http_role;
+    PERFORM apikeys.check_plan_values(given);
+
     INSERT INTO apikeys.plans AS p (id, name, description, max_requests,
         request_period, is_active, key_lifetime, max_keys_per_user, metadata,
         http_role)
-    VALUES (new_id, apikey_plan_create.name, apikey_plan_create.description,
-        apikey_plan_create.max_requests, apikey_plan_create.request_period,
-        apikey_plan_create.is_active, apikey_plan_create.key_lifetime,
-        apikey_plan_create.max_keys_per_user,
-        coalesce(apikey_plan_create.metadata, '{}'),
-        apikey_plan_create.http_role)
+    VALUES (given.id, given.name, given.description, given.max_requests,
+        given.request_period, given.is_active, given.key_lifetime,
+        given.max_keys_per_user, given.metadata, given.http_role)
     ON CONFLICT ON CONSTRAINT plans_pkey DO UPDATE
        SET name = excluded.name,
            description = excluded.description,
@@ -57,7 +71,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int, text) IS
 'Create a plan.
 max_requests is the quota per request_period (minute, hour, day, week, month or year); NULL or -1 is unlimited. plan_id defaults to a uuid; the id of a deleted plan revives it with the new values. key_lifetime is how long a new key lives, max_keys_per_user how many a user may hold; NULL is no limit. http_role is the database role that requests over HTTP run as, one that the caller could set.
-Raises 23505 if the plan exists, 22023 or 23502 for a value that cannot be, 42704 or 42501 for an http_role that does not exist or may not be given.';
+Raises 23505 if the plan exists, 22023 or 22004 for a value that cannot be, 42704 or 42501 for an http_role that does not exist or may not be given.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int, text) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_plan_get(plan_id text) RETURNS SETOF apikeys.plan_objects
@@ -103,7 +117,11 @@ BEGIN
         '{"name": "label", "description": "string?", "max_requests": "bigint?",
           "request_period": "string", "is_active": "boolean",
           "key_lifetime": "interval?", "max_keys_per_user": "int?",
-          "metadata": "object?", "http_role": "string?"}');
+          "metadata": "object?", "http_role": "string?",
+          "id": "!It never changes.",
+          "created_at": "!It is set when the plan is made.",
+          "updated_at": "!It is kept by a trigger.",
+          "deleted_at": "!Use apikey_plan_delete() or apikey_plan_create()."}');
 
     SELECT p.* INTO changed FROM apikeys.plans p
      WHERE p.id = apikey_plan_update.plan_id AND p.deleted_at IS NULL
@@ -113,6 +131,9 @@ BEGIN
     END IF;
 
     changed := jsonb_populate_record(changed, apikey_plan_update.patch);
+    changed.max_requests := nullif(changed.max_requests, -1);
+    changed.metadata := coalesce(changed.metadata, '{}');
+    PERFORM apikeys.check_plan_values(changed);
     UPDATE apikeys.plans p
        SET name = changed.name,
            description = changed.description,
@@ -121,7 +142,7 @@ BEGIN
            is_active = changed.is_active,
            key_lifetime = changed.key_lifetime,
            max_keys_per_user = changed.max_keys_per_user,
-           metadata = coalesce(changed.metadata, '{}'),
+           metadata = changed.metadata,
            http_role = changed.http_role
      WHERE p.id = apikey_plan_update.plan_id;
     RETURN (SELECT p FROM apikeys.plan_objects p WHERE p.id = apikey_plan_update.plan_id);

@@ -10,15 +10,21 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     violated text;
+    given apikeys.users;
 BEGIN
+    PERFORM apikeys.check_not_null(json_build_object('user_id', apikey_user_create.user_id));
+    given.id := apikey_user_create.user_id;
+    given.email := apikey_user_create.email;
+    given.custom_start := apikey_user_create.custom_start;
+    given.metadata := coalesce(apikey_user_create.metadata, '{}');
+    PERFORM apikeys.check_user_values(given);
     PERFORM apikeys.check_plan(apikey_user_create.plan_id);
 
     -- subject_id stays: to be deleted and made again is no way to a new quota.
     INSERT INTO apikeys.users AS u (id, name, email, plan_id, custom_start, metadata)
     VALUES (apikey_user_create.user_id, apikey_user_create.name,
         apikey_user_create.email, apikey_user_create.plan_id,
-        apikey_user_create.custom_start,
-        coalesce(apikey_user_create.metadata, '{}'))
+        apikey_user_create.custom_start, given.metadata)
     ON CONFLICT ON CONSTRAINT users_pkey DO UPDATE
        SET name = excluded.name,
            email = excluded.email,
@@ -49,7 +55,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_user_create(text, text, text, text, timestamptz, jsonb) IS
 'Create a user.
 user_id is the application''s own id, as keys name it. The keys of the user that have no plan of their own share the quota of plan_id; custom_start anchors the user''s periods, NULL is the calendar in UTC. The id of a deleted user revives it with the new values; what it consumed stays consumed.
-Raises 23505 if the user or the email exists, P0002 for an unknown plan, 22023 or 23502 for a value that cannot be.';
+Raises 23505 if the user or the email exists, P0002 for an unknown plan, 22023 or 22004 for a value that cannot be.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_create(text, text, text, text, timestamptz, jsonb) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_user_get(user_id text) RETURNS SETOF apikeys.user_objects
@@ -100,7 +106,13 @@ BEGIN
         '{"name": "string?", "email": "string?", "plan_id": "id?",
           "custom_start": "time?", "is_disabled": "boolean",
           "metadata": "object?", "refill_amount": "bigint?",
-          "refill_every": "interval?", "refill_day": "int?"}');
+          "refill_every": "interval?", "refill_day": "int?",
+          "id": "!It never changes.",
+          "created_at": "!It is set when the user is made.",
+          "updated_at": "!It is kept by a trigger.",
+          "deleted_at": "!Use apikey_user_delete() or apikey_user_create().",
+          "erased_at": "!Use apikey_erase_user().",
+          "credits": "!Use apikey_user_credits()."}');
 
     SELECT u.* INTO changed FROM apikeys.users u
      WHERE u.id = apikey_user_update.user_id AND u.deleted_at IS NULL
@@ -112,13 +124,15 @@ BEGIN
     PERFORM apikeys.check_plan(apikey_user_update.patch ->> 'plan_id');
 
     changed := jsonb_populate_record(changed, apikey_user_update.patch);
+    changed.metadata := coalesce(changed.metadata, '{}');
+    PERFORM apikeys.check_user_values(changed);
     UPDATE apikeys.users u
        SET name = changed.name,
            email = changed.email,
            plan_id = changed.plan_id,
            custom_start = changed.custom_start,
            is_disabled = changed.is_disabled,
-           metadata = coalesce(changed.metadata, '{}'),
+           metadata = changed.metadata,
            refill_amount = changed.refill_amount,
            refill_every = changed.refill_every,
            refill_day = changed.refill_day

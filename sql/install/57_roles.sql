@@ -8,6 +8,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM apikeys.check_not_null(json_build_object('name', apikey_role_create.name));
     INSERT INTO apikeys.roles (name, permissions, description)
     VALUES (apikey_role_create.name,
         coalesce(apikey_role_create.permissions, '{}'),
@@ -24,7 +25,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_role_create(text, text[], text) IS
 'Create a role.
 Keys that name the role in their roles hold its permissions besides their own. "docs.*" is all below "docs", "*" is everything.
-Raises 23505 if the role exists, 22023 or 23502 for a value that cannot be.';
+Raises 23505 if the role exists, 22023 or 22004 for a value that cannot be.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_role_create(text, text[], text) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_role_list(page_size int = 100, page_offset int = 0)
@@ -54,7 +55,10 @@ DECLARE
     changed apikeys.roles;
 BEGIN
     PERFORM apikeys.check_patch(apikey_role_update.patch,
-        '{"description": "string?", "permissions": "strings?"}');
+        '{"description": "string?", "permissions": "strings?",
+          "name": "!It never changes.",
+          "created_at": "!It is set when the role is made.",
+          "updated_at": "!It is kept by a trigger."}');
 
     SELECT r.* INTO changed FROM apikeys.roles r
      WHERE r.name = apikey_role_update.name

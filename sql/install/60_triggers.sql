@@ -6,42 +6,41 @@
 -- included, is ENABLE ALWAYS.
 
 -- Plans, users and roles: proper messages for what the table's constraints refuse,
--- and the time of the last change.
+-- and the time of the last change. The functions check values before their
+-- statements too, so that an error does not come with the statement as its context.
+-- The triggers run with their owner's rights: who may write to a table need not be
+-- granted the functions that check it.
 
-CREATE FUNCTION apikeys.plans_before_write() RETURNS trigger
-LANGUAGE plpgsql
+CREATE FUNCTION apikeys.check_plan_values(given apikeys.plans) RETURNS void
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     refusal text[];
 BEGIN
-    IF NEW.max_requests = -1 THEN
-        NEW.max_requests := NULL;
-    END IF;
-
     refusal := CASE
-        WHEN octet_length(NEW.id) NOT BETWEEN 1 AND 255 THEN
+        WHEN octet_length(given.id) NOT BETWEEN 1 AND 255 THEN
             ARRAY['id of a plan must have between 1 and 255 bytes',
                   'Without an id, a plan is given a uuid.']
-        WHEN length(NEW.name) NOT BETWEEN 1 AND 255 THEN
+        WHEN length(given.name) NOT BETWEEN 1 AND 255 THEN
             ARRAY['name of a plan must have between 1 and 255 characters',
                   'The description may be longer.']
-        WHEN NEW.max_requests < 0 THEN
+        WHEN given.max_requests < 0 THEN
             ARRAY['max_requests must not be negative',
                   '-1 or NULL is unlimited.']
-        WHEN NEW.request_period NOT IN ('minute', 'hour', 'day', 'week', 'month', 'year') THEN
-            ARRAY[format('unknown request_period "%s"', left(NEW.request_period, 63)),
+        WHEN given.request_period NOT IN ('minute', 'hour', 'day', 'week', 'month', 'year') THEN
+            ARRAY[format('unknown request_period "%s"', left(given.request_period, 63)),
                   'The periods are "minute", "hour", "day", "week", "month" and "year".']
-        WHEN NEW.key_lifetime <= '0' THEN
+        WHEN given.key_lifetime <= '0' THEN
             ARRAY['key_lifetime must be positive',
                   'NULL is for ever.']
-        WHEN NEW.key_lifetime > interval '10000 years' THEN
+        WHEN given.key_lifetime > interval '10000 years' THEN
             ARRAY['key_lifetime must not be longer than 10000 years',
                   'NULL is for ever.']
-        WHEN NEW.max_keys_per_user < 0 THEN
+        WHEN given.max_keys_per_user < 0 THEN
             ARRAY['max_keys_per_user must not be negative',
                   'NULL is any number.']
-        WHEN jsonb_typeof(NEW.metadata) <> 'object' THEN
+        WHEN jsonb_typeof(given.metadata) <> 'object' THEN
             ARRAY['metadata must be a JSON object',
                   'Use {} for none.']
     END;
@@ -49,6 +48,23 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = refusal[1], HINT = refusal[2];
     END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_plan_values(apikeys.plans) IS
+'Refuse values that a plan cannot have.
+Raises 22023.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_plan_values(apikeys.plans) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.plans_before_write() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NEW.max_requests = -1 THEN
+        NEW.max_requests := NULL;
+    END IF;
+
+    PERFORM apikeys.check_plan_values(NEW);
 
     IF TG_OP = 'UPDATE' THEN
         IF NEW.id <> OLD.id THEN
@@ -75,24 +91,24 @@ CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.plans
     FOR EACH ROW EXECUTE FUNCTION apikeys.plans_before_write();
 COMMENT ON TRIGGER before_write ON apikeys.plans IS 'Checks values and sets updated_at';
 
-CREATE FUNCTION apikeys.users_before_write() RETURNS trigger
-LANGUAGE plpgsql
+CREATE FUNCTION apikeys.check_user_values(given apikeys.users) RETURNS void
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     refusal text[];
 BEGIN
     refusal := CASE
-        WHEN octet_length(NEW.id) NOT BETWEEN 1 AND 255 THEN
+        WHEN octet_length(given.id) NOT BETWEEN 1 AND 255 THEN
             ARRAY['id of a user must have between 1 and 255 bytes',
                   'Use the id by which the application knows the user.']
-        WHEN NEW.email !~ '^[^@\s]+@[^@\s]+$' THEN
+        WHEN given.email !~ '^[^@\s]+@[^@\s]+$' THEN
             ARRAY['invalid email',
                   'An email has one "@" and no white space, such as "name@example.com".']
-        WHEN NOT isfinite(NEW.custom_start) THEN
+        WHEN NOT isfinite(given.custom_start) THEN
             ARRAY['custom_start must be finite',
                   'NULL is the calendar in UTC.']
-        WHEN jsonb_typeof(NEW.metadata) <> 'object' THEN
+        WHEN jsonb_typeof(given.metadata) <> 'object' THEN
             ARRAY['metadata must be a JSON object',
                   'Use {} for none.']
     END;
@@ -100,6 +116,19 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = refusal[1], HINT = refusal[2];
     END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_user_values(apikeys.users) IS
+'Refuse values that a user cannot have.
+Raises 22023.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_user_values(apikeys.users) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.users_before_write() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM apikeys.check_user_values(NEW);
 
     IF TG_OP = 'UPDATE' THEN
         IF NEW.id <> OLD.id OR NEW.subject_id <> OLD.subject_id THEN
@@ -127,7 +156,7 @@ CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.users
 COMMENT ON TRIGGER before_write ON apikeys.users IS 'Checks values and sets updated_at';
 
 CREATE FUNCTION apikeys.roles_before_write() RETURNS trigger
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -272,7 +301,13 @@ AS $$
 BEGIN
     RAISE EXCEPTION 'table "%.%" cannot be truncated', TG_TABLE_SCHEMA, TG_TABLE_NAME
         USING ERRCODE = 'feature_not_supported',
-        HINT = 'DELETE marks keys, plans and users as deleted; apikey_purge removes them for good.';
+        HINT = CASE
+            WHEN TG_TABLE_NAME IN ('keys', 'plans', 'users') THEN
+                'DELETE marks the rows as deleted; apikey_purge removes them for good.'
+            WHEN TG_TABLE_NAME IN ('apis', 'roles', 'limits') THEN
+                'DELETE removes rows.'
+            ELSE 'The worker keeps the table.'
+        END;
 END
 $$;
 COMMENT ON FUNCTION apikeys.refuse_truncate() IS

@@ -1,36 +1,52 @@
 -- Rates. What a rate may say is checked by the table's trigger, for the
 -- functions and for plain INSERT and UPDATE alike.
 
-CREATE FUNCTION apikeys.limits_before_write() RETURNS trigger
-LANGUAGE plpgsql
+CREATE FUNCTION apikeys.check_limit_values(given apikeys.limits) RETURNS void
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     refusal text[];
 BEGIN
-    NEW.burst := coalesce(NEW.burst, NEW.amount);
     refusal := CASE
-        WHEN octet_length(NEW.name) NOT BETWEEN 1 AND 63
-            OR NEW.name IN ('quota', 'credits', 'request_id') THEN
-            ARRAY[format('invalid name of a limit "%s"', left(NEW.name, 63)),
+        WHEN octet_length(given.name) NOT BETWEEN 1 AND 63
+            OR given.name IN ('quota', 'credits', 'request_id') THEN
+            ARRAY[format('invalid name of a limit "%s"', left(given.name, 63)),
                   'A name has 1 to 63 bytes and is none of "quota", "credits" and "request_id".']
-        WHEN num_nonnulls(NEW.plan_id, NEW.user_id, NEW.key_id) <> 1 THEN
-            ARRAY['a limit must belong to a plan, a user or a key',
+        WHEN num_nonnulls(given.plan_id, given.user_id, given.key_id) <> 1 THEN
+            ARRAY['a limit must belong to exactly one of a plan, a user and a key',
                   'Give one of plan_id, user_id and key_id.']
-        WHEN NEW.amount < 1 THEN
+        WHEN given.amount < 1 THEN
             ARRAY['amount must be at least 1', 'It is the number of requests per period.']
-        WHEN NEW.burst < 1 THEN
+        WHEN given.burst < 1 THEN
             ARRAY['burst must be at least 1', 'It is the number of requests that may come at once.']
-        WHEN NEW.period <= '0' THEN
+        WHEN given.period <= '0' THEN
             ARRAY['period must be positive', 'It is the interval for which amount is given.']
-        WHEN NOT apikeys.is_rate(NEW.amount, NEW.period, NEW.burst) THEN
+        WHEN extract(year FROM given.period) <> 0 OR extract(month FROM given.period) <> 0 THEN
+            ARRAY['period must not contain months',
+                  'Give it in days or shorter units.']
+        WHEN NOT apikeys.is_rate(given.amount, given.period, given.burst) THEN
             ARRAY['rate cannot be computed with',
-                  'The period has no months, there is at most one request a nanosecond, and the burst fills within a century.']
+                  'There is at most one request a nanosecond, and the burst fills within a century.']
     END;
     IF refusal IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = refusal[1], HINT = refusal[2];
     END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.check_limit_values(apikeys.limits) IS
+'Refuse values that a limit cannot have.
+Raises 22023.';
+REVOKE EXECUTE ON FUNCTION apikeys.check_limit_values(apikeys.limits) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.limits_before_write() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.burst := coalesce(NEW.burst, NEW.amount);
+    PERFORM apikeys.check_limit_values(NEW);
     IF TG_OP = 'UPDATE' THEN
         IF (NEW.plan_id, NEW.user_id, NEW.key_id) IS DISTINCT FROM
            (OLD.plan_id, OLD.user_id, OLD.key_id) THEN
@@ -50,6 +66,19 @@ REVOKE EXECUTE ON FUNCTION apikeys.limits_before_write() FROM PUBLIC;
 CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.limits
     FOR EACH ROW EXECUTE FUNCTION apikeys.limits_before_write();
 COMMENT ON TRIGGER before_write ON apikeys.limits IS 'Checks values and sets updated_at';
+
+CREATE FUNCTION apikeys.burst_follows_amount() RETURNS trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'apikeys_burst_follows_amount';
+COMMENT ON FUNCTION apikeys.burst_follows_amount() IS
+'Trigger: a burst that is the amount stays so when the amount is changed.
+Unless the statement sets burst as well.';
+REVOKE EXECUTE ON FUNCTION apikeys.burst_follows_amount() FROM PUBLIC;
+
+-- The name sorts before before_write, which checks what comes out.
+CREATE TRIGGER amount_before_write BEFORE UPDATE OF amount ON apikeys.limits
+    FOR EACH ROW EXECUTE FUNCTION apikeys.burst_follows_amount();
+COMMENT ON TRIGGER amount_before_write ON apikeys.limits IS 'Keeps a burst that was not given at the amount';
 
 -- A verification holds all limits of a request at once: their number is bound.
 -- Keys carry a mark, so that those without limits need no look-up. The owner's
@@ -133,7 +162,7 @@ BEGIN
     IF num_nonnulls(check_limit_owner.plan_id, check_limit_owner.user_id,
                     check_limit_owner.key_id) <> 1 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'a limit must belong to a plan, a user or a key',
+            MESSAGE = 'a limit must belong to exactly one of a plan, a user and a key',
             HINT = 'Give one of plan_id, user_id and key_id.';
     END IF;
     PERFORM apikeys.check_plan(check_limit_owner.plan_id);
@@ -163,13 +192,28 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     found_id uuid;
+    given apikeys.limits;
 BEGIN
+    PERFORM apikeys.check_not_null(json_build_object(
+        'name', apikey_limit_set.name,
+        'amount', apikey_limit_set.amount,
+        'period', apikey_limit_set.period,
+        'auto_apply', apikey_limit_set.auto_apply));
     PERFORM apikeys.check_limit_owner(apikey_limit_set.plan_id,
         apikey_limit_set.user_id, apikey_limit_set.key_id);
+    given.plan_id := apikey_limit_set.plan_id;
+    given.user_id := apikey_limit_set.user_id;
+    given.key_id := apikey_limit_set.key_id;
+    given.name := apikey_limit_set.name;
+    given.amount := apikey_limit_set.amount;
+    given.period := apikey_limit_set.period;
+    given.burst := coalesce(apikey_limit_set.burst, apikey_limit_set.amount);
+    PERFORM apikeys.check_limit_values(given);
+
     UPDATE apikeys.limits l
        SET amount = apikey_limit_set.amount,
            period = apikey_limit_set.period,
-           burst = coalesce(apikey_limit_set.burst, apikey_limit_set.amount),
+           burst = given.burst,
            auto_apply = apikey_limit_set.auto_apply
      WHERE l.name = apikey_limit_set.name
        AND (l.plan_id = apikey_limit_set.plan_id
@@ -182,7 +226,7 @@ BEGIN
         VALUES (apikey_limit_set.plan_id, apikey_limit_set.user_id,
             apikey_limit_set.key_id, apikey_limit_set.name,
             apikey_limit_set.amount, apikey_limit_set.period,
-            apikey_limit_set.burst, apikey_limit_set.auto_apply)
+            given.burst, apikey_limit_set.auto_apply)
         RETURNING l.id INTO found_id;
     END IF;
     RETURN (SELECT l FROM apikeys.limit_objects l WHERE l.id = found_id);
@@ -191,7 +235,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_limit_set(text, bigint, interval, bigint, boolean, text, text, uuid) IS
 'Set a rate of a plan, a user or a key.
 amount requests per period, and burst at once (amount if not given); a rate of that name is replaced and goes on where it stands. With auto_apply false it applies only to requests whose charges name it.
-Raises P0002 for an unknown owner, 22023 or 23502 for a value that cannot be, 54000 for a ninth limit of one owner.';
+Raises P0002 for an unknown owner, 22023 or 22004 for a value that cannot be, 54000 for a ninth limit of one owner.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_limit_set(text, bigint, interval, bigint, boolean, text, text, uuid) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_limit_list(plan_id text = NULL, user_id text = NULL, key_id uuid = NULL)

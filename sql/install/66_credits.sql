@@ -184,7 +184,10 @@ DECLARE
     granted numeric;
 BEGIN
     refusal := CASE
-        WHEN (operation IN ('set', 'add', 'subtract')) IS NOT TRUE THEN
+        WHEN operation IS NULL THEN
+            ARRAY['22004', 'operation must not be null',
+                  'The operations are "set", "add" and "subtract".']
+        WHEN operation NOT IN ('set', 'add', 'subtract') THEN
             ARRAY['22023', format('unknown operation "%s"', left(operation, 63)),
                   'The operations are "set", "add" and "subtract".']
         WHEN value < 0 THEN

@@ -99,6 +99,7 @@ CREATE TYPE apikeys.current_key AS (
     permissions text[], metadata jsonb, expires_at timestamptz
 );
 COMMENT ON TYPE apikeys.current_key IS 'The key that was verified in this transaction';
+COMMENT ON COLUMN apikeys.current_key.key_id IS 'The key';
 COMMENT ON COLUMN apikeys.current_key.plan_id IS 'The plan that applies; NULL if none does';
 COMMENT ON COLUMN apikeys.current_key.permissions IS 'What the key holds by itself, without its roles';
 

@@ -115,3 +115,7 @@ SELECT k.fenced_at, k.api_id,
  WHERE k.fenced_at IS NOT NULL
  GROUP BY k.fenced_at, k.api_id;
 COMMENT ON VIEW apikeys.fences IS 'How many keys are still fenced, by fence and api';
+COMMENT ON COLUMN apikeys.fences.fenced_at IS 'When they were fenced';
+COMMENT ON COLUMN apikeys.fences.api_id IS 'The api that they open';
+COMMENT ON COLUMN apikeys.fences.keys IS 'How many are fenced and not deleted';
+COMMENT ON COLUMN apikeys.fences.deleted_keys IS 'How many are fenced and deleted';

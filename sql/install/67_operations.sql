@@ -56,7 +56,7 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_revoke(text, text, text) IS
 'Delete all keys of a user, of a plan or of an api.
-Of several filters all must apply; plan_id is the key''s own plan. The keys are refused from the moment of the commit on, as with apikey_delete; all have the same deleted_at, and apikey_restore undoes it key by key. New keys can be made: to lock a user or a plan out, disable it. Returns how many keys were deleted.
+Of several filters all must apply; plan_id is the key''s own plan. The keys are refused from the moment of the commit on, as with apikey_delete; all have the same deleted_at, and apikey_restore undoes it key by key. New keys can be made: to lock a user or a plan out, disable it. It has nothing to do with apikey_grant, whose sets REVOKE takes back. Returns how many keys were deleted.
 Raises 22023 without any filter; P0002 for an unknown plan or api, and for a user with neither a row nor a key.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_revoke(text, text, text) FROM PUBLIC;
 

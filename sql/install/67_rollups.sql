@@ -112,9 +112,15 @@ SET search_path = pg_catalog, pg_temp
 SET intervalstyle = 'postgres'
 AS $$
 DECLARE
+    steps CONSTANT text := 'The steps are "hour", "day", "week", "month" and "year";'
+        ' every is one of them as an interval, such as 1 hour or 7 days.';
     given text := lower(btrim(series_step.step));
     answer text;
 BEGIN
+    IF given IS NULL THEN
+        RAISE EXCEPTION 'step must not be null'
+            USING ERRCODE = 'null_value_not_allowed', HINT = steps;
+    END IF;
     IF given IN ('hour', 'day', 'week', 'month', 'year') THEN
         RETURN given;
     END IF;
@@ -132,15 +138,14 @@ BEGIN
     END;
     IF answer IS NULL THEN
         RAISE EXCEPTION 'unknown step "%"', left(series_step.step, 63)
-            USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'The steps are "hour", "day", "week", "month" and "year".';
+            USING ERRCODE = 'invalid_parameter_value', HINT = steps;
     END IF;
     RETURN answer;
 END
 $$;
 COMMENT ON FUNCTION apikeys.series_step(text) IS
 'The step of a time series, by its name or as an interval.
-Raises 22023 for any other.';
+Raises 22023 for any other, 22004 for none.';
 REVOKE EXECUTE ON FUNCTION apikeys.series_step(text) FROM PUBLIC;
 
 -- Weeks, months and years are sums of days, so that they are as old as daily
@@ -241,7 +246,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_usage_series(uuid, text, timestamptz, timestamptz) IS
 'Time series of a key''s requests: allowed, denied, cost and outcomes.
 One row a step (hour, day, week, month or year, in UTC), oldest first, without gaps: from the one that holds "from" (30 days before "to") to the last that starts before "to" (now). Reads counts that outlast the history and are at most half a minute behind; hours are kept for apikeys.rollup_retention. An unknown id gives no row.
-Raises 22023 for an unknown step, a "to" that is not later than "from", and for more than 10,000 rows.';
+Raises 22004 for no step, 22023 for an unknown one, a "to" that is not later than "from", and for more than 10,000 rows.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_usage_series(uuid, text, timestamptz, timestamptz) FROM PUBLIC;
 
 -- The argument has another name, since PostgREST tells functions apart by the
@@ -278,7 +283,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.apikey_user_usage_series(text, text, timestamptz, timestamptz) IS
 'Time series of the requests made with a user''s keys, all together.
 The keys that the user owns now, with all that was requested with them; deleted ones count until they are purged. Else as apikey_usage_series. A user who has neither a row nor a key gives no row.
-Raises 22023 for an unknown step, a "to" that is not later than "from", and for more than 10,000 rows.';
+Raises 22004 for no step, 22023 for an unknown one, a "to" that is not later than "from", and for more than 10,000 rows.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_user_usage_series(text, text, timestamptz, timestamptz) FROM PUBLIC;
 
 CREATE FUNCTION @extschema@.apikey_user_usage_series(user_id text, every interval,

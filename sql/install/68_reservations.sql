@@ -57,6 +57,13 @@ SELECT r.id, r.key_id, k.name, k.user_id, r.max_cost, r.created_at, r.deadline
   FROM apikeys.held_reservations() r
   LEFT JOIN apikeys.keys k ON k.id = r.key_id;
 COMMENT ON VIEW apikeys.reservations IS 'What is reserved and not yet settled';
+COMMENT ON COLUMN apikeys.reservations.id IS 'The reservation, for apikey_settle';
+COMMENT ON COLUMN apikeys.reservations.key_id IS 'The key that reserved';
+COMMENT ON COLUMN apikeys.reservations.name IS 'Name of the key';
+COMMENT ON COLUMN apikeys.reservations.user_id IS 'Owner of the key';
+COMMENT ON COLUMN apikeys.reservations.max_cost IS 'What is held';
+COMMENT ON COLUMN apikeys.reservations.created_at IS 'When it was reserved';
+COMMENT ON COLUMN apikeys.reservations.deadline IS 'When it is given back if it is not settled';
 
 CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON apikeys.request_ids
     FOR EACH STATEMENT EXECUTE FUNCTION apikeys.refuse_truncate();

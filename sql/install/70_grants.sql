@@ -70,6 +70,6 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_grant(text, text) IS
 'Grant a role what it needs.
-"application" may ask who is calling; "verifier" may also verify; "viewer" may read keys, plans, users, roles, usage and history; "manager" may also create, change, regenerate and delete. A role may hold several. No set reads a table or sees a digest.
+"application" may ask who is calling; "verifier" may also verify; "viewer" may read keys, plans, users, roles, usage and history; "manager" may also create, change, regenerate and delete. A role may hold several. No set reads a table or sees a digest. REVOKE takes back what was granted; apikey_revoke does not, it deletes keys.
 Raises 42704 for an unknown role, 22023 for an unknown set.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_grant(text, text) FROM PUBLIC;

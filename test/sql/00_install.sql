@@ -29,8 +29,8 @@ SELECT d.classid, d.objid
 
 SELECT count(*) > 50 AS has_members FROM members;
 
--- Without a comment: objects, columns of tables, indexes, triggers. (The types
--- of rows and arrays are members from PostgreSQL 17 on.)
+-- Without a comment: objects, columns of tables, views and composite types,
+-- indexes, triggers. (The types of rows and arrays are members from PostgreSQL 17 on.)
 WITH objects(classid, objid, objsubid) AS (
     SELECT m.classid, m.objid, 0 FROM members m
      WHERE NOT EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
@@ -41,7 +41,13 @@ WITH objects(classid, objid, objsubid) AS (
       FROM members m
       JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid
       JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
+     WHERE c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+    UNION ALL
+    SELECT 'pg_class'::regclass, a.attrelid, a.attnum
+      FROM members m
+      JOIN pg_type t ON m.classid = 'pg_type'::regclass AND t.oid = m.objid
+      JOIN pg_class c ON c.oid = t.typrelid AND c.relkind = 'c'
+      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
     SELECT 'pg_class'::regclass, i.indexrelid, 0
       FROM members m

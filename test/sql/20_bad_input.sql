@@ -213,6 +213,9 @@ SELECT test.refusal($$UPDATE apikeys.users SET subject_id = gen_random_uuid() WH
 SELECT test.refusal($$UPDATE apikeys.users SET created_at = now() WHERE id = 'bad'$$);
 SELECT test.refusal($$INSERT INTO apikeys.users (id, email) VALUES ('worse', 'x')$$);
 SELECT test.refusal($$INSERT INTO apikeys.users (id, plan_id) VALUES ('worse', 'no such plan')$$);
+-- A plan that there is not is refused as such, not for what it would allow.
+SELECT test.refusal($$INSERT INTO apikeys.keys (name, digest, start, user_id, plan_id) VALUES ('k', sha256(''), 'ak_0000', 'bad', 'no such plan')$$);
+SELECT test.refusal(format('UPDATE apikeys.keys SET user_id = ''bad'', plan_id = ''no such plan'' WHERE id = %L', :'id'));
 SELECT test.refusal(format('UPDATE apikeys.keys SET id = gen_random_uuid() WHERE id = %L', :'id'));
 SELECT test.refusal(format('UPDATE apikeys.keys SET created_at = now() WHERE id = %L', :'id'));
 SELECT test.contents() = :'before' AS unchanged;

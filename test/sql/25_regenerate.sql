@@ -80,7 +80,7 @@ SELECT api_key AS seventh FROM apikey_regenerate(:'id', '1 hour') \gset
 SELECT status FROM apikey_delete(:'id');
 SELECT code FROM apikey_verify(:'sixth', ip_address => '10.0.0.1');
 SELECT code FROM apikey_verify(:'seventh', ip_address => '10.0.0.1');
-SELECT test.refusal(replace('SELECT apikey_regenerate(''ID'')', 'ID', :'id')) = format('P0002 | key "%s" does not exist', :'id') AS refused;
+SELECT test.refusal(replace('SELECT apikey_regenerate(''ID'')', 'ID', :'id')) = format('P0002 | key "%s" does not exist | apikey_restore() undoes that.', :'id') AS refused;
 
 -- A grace that would end after the last of all times.
 SELECT id AS long FROM apikey_create('long', expires_at => '2099-01-01 00:00:00+00') \gset

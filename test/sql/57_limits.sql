@@ -70,7 +70,7 @@ SELECT s.arguments, test.refusal(format('SELECT apikey_limit_set(%s)', s.argumen
   FROM unnest(ARRAY[
     $$'x', 0, '1 day', plan_id => 'rated'$$, $$'x', -1, '1 day', plan_id => 'rated'$$,
     $$'x', 1, '0', plan_id => 'rated'$$, $$'x', 1, '-1 day', plan_id => 'rated'$$,
-    $$'x', 1, '1 month', plan_id => 'rated'$$, $$'x', 1, '1 day', 0, plan_id => 'rated'$$,
+    $$'x', 1, '1 month', plan_id => 'rated'$$, $$'x', 1, '1 year -1 day', plan_id => 'rated'$$, $$'x', 1, '1 day', 0, plan_id => 'rated'$$,
     $$'x', 1, '1 day', 1000000, plan_id => 'rated'$$, $$'x', 2000000, '1 millisecond', plan_id => 'rated'$$,
     $$'', 1, '1 day', plan_id => 'rated'$$, $$'quota', 1, '1 day', plan_id => 'rated'$$,
     $$'x', 1, '1 day'$$, $$'x', 1, '1 day', plan_id => 'rated', user_id => 'rolf'$$,
@@ -82,6 +82,24 @@ SELECT test.refusal($$SELECT apikey_limit_set('ninth', 1, '1 day', plan_id => 'r
 SELECT test.refusal($$SELECT apikey_limit_delete('ninth', plan_id => 'rated')$$);
 RESET ROLE;
 SELECT test.refusal('TRUNCATE apikeys.limits');
+-- A burst that was not given follows the amount, however that is changed.
+INSERT INTO apikeys.limits (user_id, name, amount, period) VALUES ('rolf', 'plain', 5, '5 days'), ('rolf', 'twin', 5, '5 days');
+INSERT INTO apikeys.limits (user_id, name, amount, period, burst) VALUES ('rolf', 'wide', 5, '5 days', 9);
+UPDATE apikeys.limits SET amount = 1 WHERE user_id = 'rolf' AND name IN ('plain', 'wide') RETURNING name, amount, burst;
+SELECT l ->> 'limit' AS burst FROM apikey_verify(:'b_key', cost => 0, charges => '{}'), jsonb_array_elements(limits) l WHERE l ->> 'name' = 'plain';
+UPDATE apikeys.limits SET amount = 3 WHERE user_id = 'rolf' AND name = 'plain' RETURNING name, amount, burst;
+-- Not one that is given with it, nor one that the amount comes to be equal to.
+UPDATE apikeys.limits SET amount = 2, burst = 3 WHERE user_id = 'rolf' AND name = 'plain' RETURNING name, amount, burst;
+UPDATE apikeys.limits SET amount = 2, burst = 5 WHERE user_id = 'rolf' AND name = 'twin' RETURNING name, amount, burst;
+UPDATE apikeys.limits SET amount = 9 WHERE user_id = 'rolf' AND name = 'wide' RETURNING name, amount, burst;
+UPDATE apikeys.limits SET burst = 4 WHERE user_id = 'rolf' AND name = 'wide' RETURNING name, amount, burst;
+UPDATE apikeys.limits SET amount = 7, burst = NULL WHERE user_id = 'rolf' AND name = 'twin' RETURNING name, amount, burst;
+INSERT INTO apikeys.limits (user_id, name, amount, period) VALUES ('rolf', 'twin', 8, '5 days')
+    ON CONFLICT (user_id, name) DO UPDATE SET amount = excluded.amount RETURNING name, amount, burst;
+SELECT test.refusal($$UPDATE apikeys.limits SET amount = 0 WHERE user_id = 'rolf' AND name = 'twin'$$);
+SELECT name, amount, burst FROM apikey_limit_set('twin', 2, '5 days', 8, user_id => 'rolf');
+SELECT name, amount, burst FROM apikey_limit_set('twin', 3, '5 days', user_id => 'rolf');
+DELETE FROM apikeys.limits WHERE user_id = 'rolf' AND name IN ('plain', 'wide', 'twin');
 
 -- A rate of one's own that does not apply by itself still stands in for the
 -- plan's; the history holds what the quota was charged.

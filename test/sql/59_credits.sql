@@ -146,7 +146,7 @@ SELECT operation, amount FROM apikey_user_ledger('credits');
 
 -- What cannot be.
 SELECT c AS call, test.refusal(format('SELECT apikey_credits(%L, %s)', :'id', c))
-  FROM unnest(ARRAY['''set'', -1', '''add'', -1', '''add'', NULL', '''subtract'', NULL', 'NULL, 1', '''Set'', 1', '''double'', 1',
+  FROM unnest(ARRAY['''set'', -1', '''add'', -1', '''add'', NULL', '''subtract'', NULL', 'NULL, 1', 'NULL, NULL', '''Set'', 1', '''double'', 1',
                     '''subtract'', 9223372036854775807', '''add'', 9223372036854775807', '''set'', 9223372036854775807']) WITH ORDINALITY AS t (c, n)
  ORDER BY n;
 SELECT test.refusal('SELECT apikey_credits(NULL, ''set'', 1)');

@@ -229,3 +229,9 @@ DROP ROLE "regress_Odd ""one""";
 SET client_min_messages = warning;
 DROP SCHEMA regress_odd CASCADE;
 RESET client_min_messages;
+-- Taken back as the reference says, nothing of it is left.
+CREATE ROLE regress_back;
+SELECT apikey_grant('regress_back', s) FROM unnest('{application,verifier,viewer,manager}'::text[]) s;
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public, apikeys_http FROM regress_back;
+REVOKE USAGE ON SCHEMA apikeys, apikeys_http FROM regress_back;
+DROP ROLE regress_back;

@@ -179,6 +179,35 @@ foreach my $format (qw(plain custom directory))
 		'0', "a key can be deleted and purged ($database)");
 }
 
+# ----- Data alone -----
+
+# Into a new installation, which has no partition for the days of the history:
+# the dump must name the table as a whole.
+my $data = "$dir/data.dump";
+$node->command_ok(
+	[
+		'pg_dump', '-Fc', '--data-only', '--load-via-partition-root', '--no-sync', '-f', $data,
+		$node->connstr('source')
+	],
+	'pg_dump of the data alone');
+$node->safe_psql('postgres', 'CREATE DATABASE data_alone');
+install($node, 'data_alone');
+$node->command_checks_all([ 'pg_restore', '--data-only', '--exit-on-error', $data, '-d', $node->connstr('data_alone') ],
+	0, [], [qr/^$/], 'it is restored without a word');
+
+# Rows, in whichever partition.
+sub whole
+{
+	my ($rows) = $_[0]->{rows};
+	my %whole;
+
+	$whole{ s/^apikeys\.requests_(default|\d\S+) /apikeys.requests /r } += $rows->{$_} foreach keys %$rows;
+	return { rows => \%whole };
+}
+$figures{differences} += same_contents(whole($contents), whole(contents($node, 'data_alone')), 'every row is as it was (data alone)');
+$differences += same_contents($quotas, quotas($node, 'data_alone'), 'quotas, rates and balances are equal (data alone)');
+goes_on($node, 'data_alone', $rich, $held, 'data_alone');
+
 is_deeply(contents($node, 'source'), $contents, 'the source is as it was');
 goes_on($node, 'source', $rich, $held, 'the source');
 

@@ -36,6 +36,13 @@ is( $node->safe_psql(
 isnt($ret, 0, 'LOAD fails too');
 like($stderr, qr/shared_preload_libraries/, 'and says why');
 
+# Beside others: the line keeps them.
+$node->append_conf('postgresql.conf', q(shared_preload_libraries = 'auto_explain'));
+$node->restart;
+($ret, $stdout, $stderr) = $node->psql('postgres', 'CREATE EXTENSION apikeys');
+like($stderr, qr/^HINT: .*shared_preload_libraries = 'auto_explain, apikeys'/m,
+	'the line names the libraries that are loaded already');
+
 # ----- Preloaded -----
 
 $node->append_conf('postgresql.conf', q(shared_preload_libraries = 'apikeys'));
