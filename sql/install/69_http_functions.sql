@@ -69,6 +69,27 @@ COMMENT ON FUNCTION apikeys.http_refuse(text, text, text, text, text, text, text
 404 for P0002, 409 for conflicts, 400 for bad values, with the field in the details. Returns for any other: PostgREST knows those.';
 REVOKE EXECUTE ON FUNCTION apikeys.http_refuse(text, text, text, text, text, text, text[]) FROM PUBLIC;
 
+-- It is too late for the secret that came, not for those to come.
+CREATE FUNCTION apikeys.http_refuse_url() RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF current_setting('request.method', true) IN ('GET', 'HEAD') THEN
+        RAISE SQLSTATE 'PGRST' USING
+            MESSAGE = json_build_object('code', '0A000',
+                'message', 'a secret must not be sent in a URL',
+                'details', 'Servers and proxies log URLs.',
+                'hint', 'Send it in the body of a POST, and regenerate a key whose secret was sent so.'),
+            DETAIL = json_build_object('status', 405, 'headers', json_build_object('Allow', 'POST'));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_refuse_url() IS
+'Refuse a request that has its arguments in the URL.
+405 for GET and HEAD.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_refuse_url() FROM PUBLIC;
+
 CREATE FUNCTION apikeys.count_plans(include_deleted boolean) RETURNS bigint
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -154,6 +175,10 @@ BEGIN
             result := f.type;
             body := format('answer := %s;', call);
         END IF;
+        IF f.proargnames && '{key, keys}' THEN
+            body := 'PERFORM apikeys.http_refuse_url();
+    ' || body;
+        END IF;
         IF f.proname ~ '_create$' THEN
             body := body || '
     PERFORM set_config(''response.status'', ''201'', true);';
@@ -191,7 +216,8 @@ $body$;
 REVOKE EXECUTE ON FUNCTION apikeys_http.%1$I(%7$s) FROM PUBLIC;
 COMMENT ON FUNCTION apikeys_http.%1$I(%7$s) IS %8$L$sql$,
             f.proname, f.arguments, result,
-            CASE f.provolatile WHEN 'v' THEN 'VOLATILE' ELSE 'STABLE' END,
+            -- HEAD runs what is not VOLATILE only if it returns rows.
+            CASE WHEN f.provolatile = 'v' OR f.proargnames && '{key, keys}' THEN 'VOLATILE' ELSE 'STABLE' END,
             body, coalesce(f.proargnames, '{}'), f.identity,
             f.comment || E'\nOver HTTP: 400 for a bad value (details names the field), 404 for what does not exist, 409 for a conflict; code is the SQLSTATE.');
     END LOOP;

@@ -154,6 +154,16 @@ like(error(call(400, 'apikey_delete', '{"id": ')), qr/^PGRST102/, 'no JSON');
 like(error(call(404, 'apikey_delete', '{"key_id": "x"}')), qr/^PGRST202/, 'an unknown argument');
 call(405, 'apikey_delete', qq({"id": "$key->{id}"}), '-X', 'DELETE');
 is(get(405, 'apikey_plan_create?name=x')->{status}, 405, 'a GET changes nothing');
+
+# A secret has no place in a URL, whoever logs it.
+foreach my $function ('apikey_verify?key=x', 'apikey_whoami?key=x',
+	'apikey_reserve?key=x&max_cost=1', 'apikey_verify_many?keys={x}')
+{
+	$answer = get(405, $function);
+	is("$answer->{headers}{allow} " . error($answer), 'POST 0A000 Servers and proxies log URLs.', 'only a POST');
+	is(ask("$url/rpc/$function", '-I')->{status}, 405, 'no HEAD either');
+}
+
 like(error(call(401, 'apikey_plan_create', '{"name": "x", "http_role": "web_admin"}')),
 	qr/^42501/, 'a role that the manager could not set');
 $node->safe_psql('postgres', q(
