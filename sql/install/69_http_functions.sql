@@ -90,6 +90,38 @@ COMMENT ON FUNCTION apikeys.http_refuse_url() IS
 405 for GET and HEAD.';
 REVOKE EXECUTE ON FUNCTION apikeys.http_refuse_url() FROM PUBLIC;
 
+-- The histories of what does not exist are empty: in SQL that is an answer.
+CREATE FUNCTION apikeys.http_known(key_id uuid) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.id = http_known.key_id) THEN
+        PERFORM apikeys.refuse_unknown('key', http_known.key_id::text);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_known(uuid) IS
+'Refuse the id of a key that does not exist.
+A deleted key exists until it is purged. Raises P0002.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_known(uuid) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.http_known(user_id text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM apikeys.users u WHERE u.id = http_known.user_id)
+        AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.user_id = http_known.user_id) THEN
+        PERFORM apikeys.refuse_unknown('user', http_known.user_id);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_known(text) IS
+'Refuse the id of a user who does not exist.
+Who has a key exists, and who is deleted until purged. Raises P0002.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_known(text) FROM PUBLIC;
+
 CREATE FUNCTION apikeys.count_plans(include_deleted boolean) RETURNS bigint
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -175,7 +207,10 @@ BEGIN
             result := f.type;
             body := format('answer := %s;', call);
         END IF;
-        IF f.proargnames && '{key, keys}' THEN
+        IF f.proname ~ '_(requests|usage_series|ledger)$' THEN
+            body := 'PERFORM apikeys.http_known($1);
+    ' || body;
+        ELSIF f.proargnames && '{key, keys}' THEN
             body := 'PERFORM apikeys.http_refuse_url();
     ' || body;
         END IF;

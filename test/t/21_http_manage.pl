@@ -135,6 +135,19 @@ my $unknown = '01a206ce-f462-7d9d-86a0-774112bb6d8e';
 is(error(get(404, "apikey_get?id=$unknown")), 'P0002 -', 'no such key');
 is(error(get(404, 'apikey_plan_get?plan_id=none')), 'P0002 -', 'no such plan');
 is(error(get(404, "apikey_usage?id=$unknown")), 'P0002 -', 'no usage');
+is(error(get(404, "apikey_$_?id=$unknown")), 'P0002 -', "no $_") foreach qw(requests usage_series ledger);
+is(error(get(404, "apikey_user_$_?user_id=none")), 'P0002 -', "no user's $_") foreach qw(requests usage_series ledger);
+# A user may have no row, but keys; what is deleted is there until it is purged.
+call(201, 'apikey_create', '{"name": "his", "user_id": "rowless"}');
+call(201, 'apikey_user_create', '{"user_id": "keyless"}');
+call(200, 'apikey_user_delete', '{"user_id": "keyless"}');
+my $gone = json(call(201, 'apikey_create', '{"name": "gone"}'))->{id};
+call(200, 'apikey_delete', qq({"id": "$gone"}));
+foreach my $history (qw(requests usage_series ledger))
+{
+	get(200, "apikey_user_$history?user_id=$_") foreach qw(rowless keyless);
+	get(200, "apikey_$history?id=$gone");
+}
 is(error(call(404, 'apikey_delete', qq({"id": "$unknown"}))), 'P0002 -', 'nothing to delete');
 is(error(call(404, 'apikey_whoami', '{"key": "junk"}')), 'P0002 -', 'nobody');
 is(error(call(404, 'apikey_create', '{"name": "x", "plan_id": "none"}')), 'P0002 -', 'unknown plan');
