@@ -303,6 +303,17 @@ SELECT * FROM test.check(json_build_object('x-api-key', :'small_key'));
 SELECT * FROM test.check(json_build_object('x-api-key', :'small_key'), 'auth_request => true');
 SELECT * FROM test.check(json_build_object('x-api-key', :'api_key'), $$'docs.write'$$);
 SELECT status FROM test.check(json_build_object('x-api-key', :'second_key'), $$api_id => 'second'$$);
+-- A rate's window is what was set, though its interval is no whole number of
+-- nanoseconds; integers of the headers have at most 15 digits.
+SELECT name FROM apikey_limit_set('seven', 7, '1 min', plan_id => 'web');
+UPDATE apikeys.plans SET max_requests = 1000000000000000000 WHERE id = 'web';
+BEGIN;
+SELECT status FROM test.check(json_build_object('x-api-key', :'api_key'), 'cost => 7');
+SELECT regexp_replace(h::text, '(quot[^,]*;[tw])=\d+', '\1=N') AS header
+  FROM json_array_elements(current_setting('response.headers')::json) h WHERE h::text ~ 'RateLimit';
+COMMIT;
+SELECT name FROM apikey_limit_delete('seven', plan_id => 'web');
+UPDATE apikeys.plans SET max_requests = 100000 WHERE id = 'web';
 SELECT test.refusal($$SELECT test.check('{}', '''docs. OR''')$$);
 SELECT test.refusal($$SELECT test.check('{}', 'cost => -1')$$);
 SELECT test.refusal($$SELECT test.check('{}', 'cost => NULL')$$);
