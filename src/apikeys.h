@@ -919,6 +919,7 @@ typedef struct AkDecided
 	const AkCharge *charge;		/* NULL: no limit was looked at */
 } AkDecided;
 
+extern int64 ak_cost_arg(FunctionCallInfo fcinfo, int arg);
 extern void ak_verify(const AkAsked *asked, AkDecided *decided);
 
 /* ----- current.c ----- */

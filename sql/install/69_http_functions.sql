@@ -181,7 +181,7 @@ BEGIN
           JOIN pg_catalog.pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
           JOIN pg_catalog.pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
          WHERE e.extname = 'apikeys' AND p.pronamespace = '@extschema@'::regnamespace
-           AND p.proname NOT IN ('apikey_grant', 'apikey_purge', 'apikey_authenticate')
+           AND p.proname NOT IN ('apikey_grant', 'apikey_purge', 'apikey_authenticate', 'apikey_verify_http')
            AND p.proname !~ '^apikey_current'
          ORDER BY p.proname
     LOOP

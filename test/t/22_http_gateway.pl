@@ -31,6 +31,7 @@ my ($id, $key) = issue($node, 'postgres', q('k', 'ü/%', 'two'));
 my ($here_id, $here) =
   issue($node, 'postgres', q('h', allowed_ips => '{127.0.0.3/32}'));
 my ($off_id, $off) = issue($node, 'postgres', q('o', enabled => false));
+my ($spare_id, $spare) = issue($node, 'postgres', q('spare'));
 my ($post_url, $post_log) =
   start_postgrest($node, 'db-schemas' => 'apikeys_http');
 
@@ -111,6 +112,18 @@ like($answer->{headers}{'retry-after'}, qr/^\d+$/, 'when to retry');
 like($answer->{headers}{ratelimit}, qr/^"quota";r=0;t=\d+$/, 'state');
 is(usage($node, 'postgres', $id), 2, 'each is metered once');
 
+# To others than nginx, as it is.
+$answer = ask("$post_url/rpc/apikey_check", '-H', 'Content-Type: application/json',
+	'-H', "X-Api-Key: $key", '-d', '{}');
+my $problem = json($answer);
+is("$answer->{status} $answer->{headers}{'content-type'}", '429 application/problem+json',
+	'a refusal is a problem, said once');
+is_deeply([ @$problem{qw(title status code)} ], [ 'Too Many Requests', 429, 'USAGE_EXCEEDED' ],
+	'with title and status');
+like(ask("$post_url/rpc/apikey_check", '-H', 'Content-Type: application/json',
+		'-H', "X-Api-Key: $spare", '-d', '{}')->{headers}{'content-type'},
+	qr!^application/json!, 'a VALID is none');
+
 # The address is what nginx saw, whatever is claimed.
 is_refused(403, 'FORBIDDEN', 'another address',
 	'-H', "X-Api-Key: $here", '--interface', '127.0.0.2');
@@ -148,7 +161,7 @@ is(ask("$url/_apikey", '-H', "X-Api-Key: $here")->{status},
 ok( $node->poll_query_until(
 		'postgres', qq(
 		SELECT string_agg(concat_ws(' ', endpoint, method, code, ip_address), E'\n' ORDER BY timestamp) = E'/v1/thing DELETE VALID 127.0.0.1\n/forbidden GET VALID 127.0.0.1\n/v1/thing GET USAGE_EXCEEDED 127.0.0.1'
-		  FROM apikeys.requests WHERE key_id = '$id')),
+		  FROM apikeys.requests WHERE key_id = '$id' AND endpoint <> '/rpc/apikey_check')),
 	'the history has path and method of the request, without its query');
 
 # PostgREST gone: nothing passes.
@@ -160,7 +173,7 @@ foreach my $file ($node->logfile, $post_log, glob "$dir/*")
 {
 	next unless -f $file;
 	unlike(slurp_file($file), qr/\Q$_\E/, 'no secret in a log')
-	  foreach $key, $here, $off, $spaced;
+	  foreach $key, $here, $off, $spaced, $spare;
 }
 
 done_testing();
