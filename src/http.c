@@ -350,6 +350,28 @@ add_caller(AkHeaders *headers, const AkKey *key)
 		ak_header_add(headers, "X-Api-Key-User", ak_header_text(key->user_id));
 }
 
+/* PostgREST shows of an error no column: details tell which argument it is. */
+static void
+name_argument(void *name)
+{
+	errdetail_internal("field \"%s\"", (const char *) name);
+}
+
+static void
+read_check_arguments(FunctionCallInfo fcinfo, AkAsked *asked)
+{
+	ErrorContextCallback named = {error_context_stack, name_argument, "cost"};
+
+	error_context_stack = &named;
+	asked->cost = ak_cost_arg(fcinfo, ARG_COST);
+	named.arg = "permissions";
+	if (!PG_ARGISNULL(ARG_PERMISSIONS))
+		asked->permissions = ak_permissions_expression(PG_GETARG_DATUM(ARG_PERMISSIONS));
+	error_context_stack = named.previous;
+	if (!PG_ARGISNULL(ARG_API_ID))
+		asked->api_id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_API_ID));
+}
+
 /*
  * apikey_check(permissions text, cost bigint, api_id text,
  *				auth_request boolean) -> json
@@ -369,11 +391,7 @@ apikey_check(PG_FUNCTION_ARGS)
 	int			status;
 
 	check_request();
-	asked.cost = ak_cost_arg(fcinfo, ARG_COST);
-	if (!PG_ARGISNULL(ARG_PERMISSIONS))
-		asked.permissions = ak_permissions_expression(PG_GETARG_DATUM(ARG_PERMISSIONS));
-	if (!PG_ARGISNULL(ARG_API_ID))
-		asked.api_id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_API_ID));
+	read_check_arguments(fcinfo, &asked);
 	read_original(&asked);
 	decide(&asked, &decided);
 

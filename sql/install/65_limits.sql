@@ -25,11 +25,12 @@ BEGIN
             ARRAY['period must be positive', 'It is the interval for which amount is given.']
         WHEN NOT apikeys.is_rate(NEW.amount, NEW.period, NEW.burst) THEN
             ARRAY['rate cannot be computed with',
-                  'The period has no months, there is at most one request a nanosecond, and the burst fills within a century.']
+                  'The period has no months, there is at most one request a nanosecond, and the burst fills within a century.',
+                  'period']
     END;
     IF refusal IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = refusal[1], HINT = refusal[2];
+            MESSAGE = refusal[1], HINT = refusal[2], COLUMN = coalesce(refusal[3], '');
     END IF;
     IF TG_OP = 'UPDATE' THEN
         IF (NEW.plan_id, NEW.user_id, NEW.key_id) IS DISTINCT FROM

@@ -17,7 +17,7 @@ BEGIN
     SELECT r.* INTO found_role FROM pg_roles r WHERE r.rolname = check_http_role.http_role;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'role "%" does not exist', check_http_role.http_role
-            USING ERRCODE = 'undefined_object',
+            USING ERRCODE = 'undefined_object', COLUMN = 'http_role',
             HINT = 'http_role is a role of the database, made by CREATE ROLE.';
     END IF;
     IF found_role.rolsuper THEN

@@ -126,6 +126,27 @@ is(get(200, 'apikey_user_list?plan_id=none')->{headers}{'content-range'}, '*/0',
 is(get(200, 'apikey_role_list')->{headers}{'content-range'}, '0-0/1', 'roles');
 is(get(200, 'apikey_limit_list?plan_id=pro')->{headers}{'content-range'}, '0-0/1', 'limits');
 is(get(200, 'apikey_count?user_id=lists')->{body}, '5', 'a count');
+my ($second) = json($answer = get(200, 'apikey_list?user_id=lists&page_size=2'))->[1]{id};
+is($answer->{headers}{'content-range'}, '0-1/5', 'a first page');
+$answer = get(200, "apikey_list?user_id=lists&page_size=2&after=$second");
+is("$answer->{headers}{'content-range'} " . json($answer)->[0]{name}, '*/5 k3',
+	'of what comes after a key, the place is not known');
+is(get(200, "apikey_requests?id=$key->{id}&before=infinity")->{headers}{'content-range'}, '*/*', 'nor before a time');
+
+# HEAD tells what GET does, but for the body.
+$answer = ask("$url/rpc/apikey_list?user_id=lists&page_size=2", '-I');
+is("$answer->{status} $answer->{headers}{'content-range'}", '200 0-1/5', 'HEAD tells the total');
+is(ask("$url/rpc/$_->[1]", '-I')->{status}, $_->[0], "HEAD $_->[1]")
+  foreach [ 400, 'apikey_list?page_size=0' ], [ 404, 'apikey_get?id=01a206ce-f462-7d9d-86a0-774112bb6d8e' ],
+  [ 404, 'apikey_plan_usage?plan_id=none' ], [ 400, 'apikey_count?metadata=[]' ], [ 405, 'apikey_create?name=x' ];
+
+# Metadata in a URL, of which PostgREST makes a string.
+call(201, 'apikey_create', '{"name": "golden", "metadata": {"tier": "gold"}}');
+is(json(get(200, 'apikey_list?metadata={"tier":"gold"}'))->[0]{name}, 'golden', 'metadata by GET');
+is(get(200, 'apikey_count?metadata={"tier":"gold"}')->{body}, '1', 'counted');
+is(json(get(200, 'apikey_user_list?metadata={}'))->[0]{id}, 'ulla', 'of users');
+is(json(call(200, 'apikey_list', '{"metadata": {"tier": "gold"}}'))->[0]{name}, 'golden', 'by POST');
+is(error(get(400, 'apikey_list?metadata={"tier"')), '22023 field "metadata"', 'that is no JSON');
 is(error(get(400, 'apikey_list?page_size=1001')), '22023 field "page_size"',
 	'a page that cannot be');
 
@@ -154,7 +175,33 @@ is(error(call(404, 'apikey_create', '{"name": "x", "plan_id": "none"}')), 'P0002
 is(error(call(409, 'apikey_plan_create', '{"name": "Pro", "plan_id": "pro"}')), '23505 -', 'exists');
 like(error(call(409, 'apikey_user_create', '{"user_id": "u2", "email": "U@example.com"}')), qr/^23505/, 'email exists');
 is(error(call(400, 'apikey_create', '{"name": ""}')), '22023 field "name"', 'a bad name');
-is(error(call(400, 'apikey_create', '{"name": null}')), '22004 field "name"', 'no name');
+is(error(call(400, 'apikey_create', $_)), '22004 field "name"', 'no name') foreach '{"name": null}', '{}';
+push @secrets, json(call(201, 'apikey_create', '{"name": "enabled"}'))->{api_key};
+is(error(call(400, $_->[0], $_->[1])), $_->[2], "$_->[0] names the field")
+  foreach [ 'apikey_create', '{"name": "x", "permissions": ["a..b"]}', '22023 field "permissions"' ],
+  [ 'apikey_create', '{"name": "x", "refill_amount": 1, "refill_every": "1 month 1 day"}', '22023 field "refill_every"' ],
+  [ 'apikey_update', qq({"id": "$key->{id}", "patch": {"permissions": ["a..b"]}}), '22023 field "permissions"' ],
+  [ 'apikey_update', qq({"id": "$key->{id}"}), '22004 field "patch"' ],
+  [ 'apikey_role_create', qq({"name": "x", "permissions": ["@{[ 'a' x 300 ]}"]}), '22023 field "permissions"' ],
+  [ 'apikey_plan_create', '{"name": "x", "plan_id": ""}', '22023 field "plan_id"' ],
+  [ 'apikey_plan_update', '{"plan_id": "pro", "patch": {"request_period": "eon"}}', '22023 field "request_period"' ],
+  [ 'apikey_plan_create', '{"name": "x", "http_role": "none"}', '42704 field "http_role"' ],
+  [ 'apikey_user_create', '{"user_id": ""}', '22023 field "user_id"' ],
+  [ 'apikey_user_update', '{"user_id": "ulla", "patch": {"email": "x"}}', '22023 field "email"' ],
+  [ 'apikey_limit_set', '{"name": "l", "amount": 1, "period": "1 month", "plan_id": "pro"}', '22023 field "period"' ],
+  [ 'apikey_limit_set', '{"name": "l", "amount": 1, "plan_id": "pro"}', '22004 field "period"' ],
+  [ 'apikey_credits', qq({"id": "$key->{id}", "operation": "set", "value": 9000000000000000000}), '22023 field "value"' ],
+  [ 'apikey_usage_adjust', qq({"id": "$key->{id}", "delta": -5}), '22023 field "delta"' ],
+  [ 'apikey_verify', qq({"key": "$secrets[-1]", "charges": {"none": 1}}), '22023 field "charges"' ],
+  [ 'apikey_reserve', '{"key": "x"}', '22004 field "max_cost"' ],
+  [ 'apikey_check', '{"cost": -1}', '22023 field "cost"' ],
+  [ 'apikey_check', '{"permissions": "a OR"}', '22023 field "permissions"' ];
+is(json(call(200, 'apikey_verify', '{}'))->{code}, 'MALFORMED', 'no key is a decision');
+# Where null says something, what is missing is not null.
+like(error(call(404, 'apikey_usage_adjust', qq({"id": "$key->{id}"}))), qr/^PGRST202/, 'no delta');
+like(error(call(404, 'apikey_credits', qq({"id": "$key->{id}", "operation": "set"}))), qr/^PGRST202/, 'no value');
+is(scalar @{ json(get(200, "apikey_usage_series?id=$key->{id}&from=2026-01-01&to=2026-01-02&$_")) }, 24, $_) foreach 'step=hour', 'every=1%20hour';
+like(error(call(400, 'apikey_create', '{"name": "x", "expires_at": "soon"}')), qr/^22007 -/, 'what PostgREST cannot read has no field');
 is(error(call(400, 'apikey_plan_create', '{"name": "x", "max_requests": -2}')), '22023 field "max_requests"', 'a bad number');
 is(error(call(400, 'apikey_plan_create', '{"name": "x", "request_period": "eon"}')), '22023 field "request_period"', 'a bad period');
 is(error(call(400, 'apikey_update', qq({"id": "$key->{id}", "patch": {"nme": 1}}))), '22023 field "nme"', 'an unknown field');
