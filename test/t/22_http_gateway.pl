@@ -133,7 +133,38 @@ is_refused(403, 'FORBIDDEN', 'a forged address',
 is( ask("$url/x", '-H', "X-Api-Key: $here", '--interface', '127.0.0.3')->{status},
 	200, 'the right address');
 
+# A preflight of CORS carries no key: the service answers it, and nothing is
+# counted. Any other OPTIONS needs one.
+sub refused { return $node->safe_psql('postgres', q(SELECT sum(value) FROM apikeys.stats WHERE name ~ '^[A-Z_]+$')) }
+my $before = refused();
+my @preflight = ('-X', 'OPTIONS', '-H', 'Origin: https://example.com',
+	'-H', 'Access-Control-Request-Method: GET', '-H', 'X-Api-Key-User: forged', '-H', "X-Api-Key: $spare");
+$answer = ask("$url/v1/thing?q=1", @preflight);
+is("$answer->{status} $answer->{body}", '200 OPTIONS /v1/thing?q=1 user= id= key=', 'a preflight');
+is(refused(), $before, 'is not counted');
+is_refused(401, 'MALFORMED', 'another OPTIONS', '-X', 'OPTIONS', '-H', 'Origin: https://example.com');
+is(ask("$url/_apikey", @preflight)->{status}, 404, 'no way to the question');
+
+# The older headers, if they are asked for.
+$answer = ask("$url/x", '-H', "X-Api-Key: $key");
+is($answer->{headers}{'x-ratelimit-limit'}, undef, 'no older headers');
+$node->safe_psql('postgres', 'ALTER ROLE authenticator SET apikeys.legacy_rate_headers = on');
+$node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE usename = 'authenticator'));
+ok( until_true(sub { return ask("$url/x", '-H', "X-Api-Key: $spare")->{status} == 200 }), 'PostgREST has connected anew');
+$node->safe_psql('postgres', "SELECT apikey_usage_adjust('$id', -1)");
+foreach my $status (200, 429)
+{
+	$answer = ask("$url/x", '-H', "X-Api-Key: $key");
+	is("$answer->{status} $answer->{headers}{'x-ratelimit-limit'} $answer->{headers}{'x-ratelimit-remaining'}",
+		"$status 2 0", 'the older headers');
+	like($answer->{headers}{'x-ratelimit-reset'}, qr/^\d{10}$/, 'with the reset');
+}
+
 # What the client gets wrong is no fault of the server's.
+is( ask("$url/x", '-H', "X-Api-Key: $here", '--interface', '127.0.0.3', '-H', "X-Forwarded-For: \xff, 192.0.2.1")->{status},
+	200, 'an address that is no text');
+is_refused(403, 'FORBIDDEN', 'which is not believed',
+	'-H', "X-Api-Key: $here", '--interface', '127.0.0.2', '-H', "X-Forwarded-For: \xff, 127.0.0.3");
 is_refused(401, 'MALFORMED', 'a key that is no text', '-H', "X-Api-Key: \xff");
 is_refused(401, 'MALFORMED', 'a token that is no text', '-H', "Authorization: Bearer \xff");
 is( ask("$url/\xff?q=\xff", '-H', "X-Api-Key: $here", '--interface', '127.0.0.3')->{status},
@@ -161,7 +192,7 @@ is(ask("$url/_apikey", '-H', "X-Api-Key: $here")->{status},
 ok( $node->poll_query_until(
 		'postgres', qq(
 		SELECT string_agg(concat_ws(' ', endpoint, method, code, ip_address), E'\n' ORDER BY timestamp) = E'/v1/thing DELETE VALID 127.0.0.1\n/forbidden GET VALID 127.0.0.1\n/v1/thing GET USAGE_EXCEEDED 127.0.0.1'
-		  FROM apikeys.requests WHERE key_id = '$id' AND endpoint <> '/rpc/apikey_check')),
+		  FROM apikeys.requests WHERE key_id = '$id' AND endpoint NOT IN ('/rpc/apikey_check', '/x'))),
 	'the history has path and method of the request, without its query');
 
 # PostgREST gone: nothing passes.
