@@ -69,7 +69,8 @@ apikeys_adjust_count(PG_FUNCTION_ARGS)
 						(long long) quota->cost),
 				 errdetail("It is %lld, and must stay between 0 and 2^61.",
 						   (long long) quota->count.billed),
-				 errhint("A delta of NULL sets it to zero.")));
+				 errhint("A delta of NULL sets it to zero."),
+				 err_generic_string(PG_DIAG_COLUMN_NAME, "delta")));
 
 	values[0] = Int64GetDatum(quota->cost);
 	values[1] = UUIDPGetDatum(&subject.subject_id);

@@ -404,6 +404,8 @@ typedef struct AkRate
 	char		name[AK_LIMIT_NAME_LEN];
 	int64		emission;		/* ns from one request to the next */
 	int64		burst;			/* requests at once */
+	int64		amount;			/* as it is set: so many requests */
+	int64		period;			/* in so many µs */
 	bool		auto_apply;		/* also where the call does not name it */
 	TimestampTz created_at;
 } AkRate;
@@ -924,6 +926,7 @@ typedef struct AkDecided
 	const AkCharge *charge;		/* NULL: no limit was looked at */
 } AkDecided;
 
+extern int64 ak_cost_arg(FunctionCallInfo fcinfo, int arg);
 extern void ak_verify(const AkAsked *asked, AkDecided *decided);
 
 /* ----- current.c ----- */

@@ -37,23 +37,6 @@ enum
 	ARG_AUTH_REQUEST
 };
 
-typedef struct Refusal
-{
-	int			status;
-	const char *message;
-} Refusal;
-
-static const Refusal refusals[AK_OUTCOMES] = {
-	[AK_MALFORMED] = {401, "no valid API key was sent"},
-	[AK_NOT_FOUND] = {401, "the API key is unknown"},
-	[AK_DISABLED] = {403, "the API key is disabled"},
-	[AK_EXPIRED] = {401, "the API key has expired"},
-	[AK_FORBIDDEN] = {403, "the API key may not be used from this address"},
-	[AK_INSUFFICIENT_PERMISSIONS] = {403, "the API key lacks a permission"},
-	[AK_RATE_LIMITED] = {429, "too many requests"},
-	[AK_USAGE_EXCEEDED] = {429, "the quota is used up"},
-};
-
 /* ----- the request ----- */
 
 /* A setting; NULL if it is unset, for which PostgREST leaves it empty. */
@@ -104,6 +87,39 @@ header(const char *name)
 	explicit_bzero(VARDATA_ANY(DatumGetPointer(json)),
 				   VARSIZE_ANY_EXHDR(DatumGetPointer(json)));
 	return result;
+}
+
+static void
+clear(NullableDatum text)
+{
+	if (!text.isnull)
+		explicit_bzero(VARDATA_ANY(DatumGetPointer(text.value)),
+					   VARSIZE_ANY_EXHDR(DatumGetPointer(text.value)));
+}
+
+/*
+ * The secret that a header holds.  Spaces and tabs at the ends of its value are
+ * no part of it (RFC 9110); PostgREST leaves those at its end.
+ */
+static NullableDatum
+secret_of_header(const char *name)
+{
+	NullableDatum value = header(name);
+	NullableDatum trimmed = value;
+	const char *start;
+	const char *end;
+
+	if (value.isnull)
+		return value;
+	start = VARDATA_ANY(DatumGetPointer(value.value));
+	end = start + VARSIZE_ANY_EXHDR(DatumGetPointer(value.value));
+	while (start < end && (*start == ' ' || *start == '\t'))
+		start++;
+	while (start < end && (end[-1] == ' ' || end[-1] == '\t'))
+		end--;
+	trimmed.value = PointerGetDatum(cstring_to_text_with_len(start, end - start));
+	clear(value);
+	return trimmed;
 }
 
 static char *
@@ -179,7 +195,7 @@ decide(AkAsked *asked, AkDecided *decided)
 	char	   *name = asc_tolower(ak_http_header, strlen(ak_http_header));
 	char	   *api_id = asked->api_id;
 
-	asked->secret = header(name);
+	asked->secret = secret_of_header(name);
 	if (ak_trusted_proxies[0] != '\0')
 		asked->ip_address = ak_client_address(header_string("x-forwarded-for"));
 	if (api_id == NULL && ak_http_api[0] != '\0')
@@ -197,18 +213,7 @@ decide(AkAsked *asked, AkDecided *decided)
 		raise_standby();
 	}
 	PG_END_TRY();
-	if (!asked->secret.isnull)
-		explicit_bzero(VARDATA_ANY(DatumGetPointer(asked->secret.value)),
-					   VARSIZE_ANY_EXHDR(DatumGetPointer(asked->secret.value)));
-}
-
-static void
-headers_of_refusal(AkHeaders *headers, const AkDecided *decided)
-{
-	if (refusals[decided->outcome].status == 401)
-		ak_header_add(headers, "WWW-Authenticate",
-					  psprintf("ApiKey header=\"%s\"", ak_http_header));
-	ak_headers_of_limits(headers, decided);
+	clear(asked->secret);
 }
 
 /*
@@ -218,20 +223,20 @@ headers_of_refusal(AkHeaders *headers, const AkDecided *decided)
 static void
 refuse(const AkDecided *decided)
 {
-	const Refusal *refusal = &refusals[decided->outcome];
 	AkHeaders	headers = {0};
 	StringInfoData detail;
 
-	headers_of_refusal(&headers, decided);
+	ak_headers_of_decision(&headers, decided);
 	initStringInfo(&detail);
-	appendStringInfo(&detail, "{\"status\":%d,\"headers\":", refusal->status);
+	appendStringInfo(&detail, "{\"status\":%d,\"headers\":",
+					 ak_http_status(decided));
 	ak_headers_as_object(&headers, &detail);
 	appendStringInfoChar(&detail, '}');
 
 	ereport(ERROR,
 			(errcode(AK_ERRCODE_PGRST),
 			 errmsg_internal("{\"code\":\"%s\",\"message\":\"%s\",\"details\":null,\"hint\":%s}",
-							 ak_outcome_name(decided->outcome), refusal->message,
+							 ak_outcome_name(decided->outcome), ak_http_message(decided),
 							 decided->outcome != AK_MALFORMED ? "null" :
 							 psprintf("\"Send the API key in the header %s.\"", ak_http_header)),
 			 errdetail_internal("%s", detail.data),
@@ -311,20 +316,10 @@ apikey_authenticate(PG_FUNCTION_ARGS)
 	if (decided.outcome != AK_VALID)
 		refuse(&decided);
 
-	ak_headers_of_limits(&headers, &decided);
+	ak_headers_of_decision(&headers, &decided);
 	ak_headers_append(&headers);
 	switch_role(&decided);
 	PG_RETURN_VOID();
-}
-
-static void
-append_member(StringInfo json, const char *name, const char *value)
-{
-	appendStringInfo(json, ",\"%s\":", name);
-	if (value == NULL)
-		appendStringInfoString(json, "null");
-	else
-		escape_json(json, value);
 }
 
 /*
@@ -344,6 +339,39 @@ read_original(AkAsked *asked)
 	asked->method = as_text(method ? method : setting("request.method"));
 }
 
+/* Who is calling, for the gateway to tell. */
+static void
+add_caller(AkHeaders *headers, const AkKey *key)
+{
+	ak_header_add(headers, "X-Api-Key-Id",
+				  DatumGetCString(DirectFunctionCall1(uuid_out,
+													  UUIDPGetDatum(&key->id))));
+	if (key->user_id[0] != '\0')
+		ak_header_add(headers, "X-Api-Key-User", ak_header_text(key->user_id));
+}
+
+/* PostgREST shows of an error no column: details tell which argument it is. */
+static void
+name_argument(void *name)
+{
+	errdetail_internal("field \"%s\"", (const char *) name);
+}
+
+static void
+read_check_arguments(FunctionCallInfo fcinfo, AkAsked *asked)
+{
+	ErrorContextCallback named = {error_context_stack, name_argument, "cost"};
+
+	error_context_stack = &named;
+	asked->cost = ak_cost_arg(fcinfo, ARG_COST);
+	named.arg = "permissions";
+	if (!PG_ARGISNULL(ARG_PERMISSIONS))
+		asked->permissions = ak_permissions_expression(PG_GETARG_DATUM(ARG_PERMISSIONS));
+	error_context_stack = named.previous;
+	if (!PG_ARGISNULL(ARG_API_ID))
+		asked->api_id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_API_ID));
+}
+
 /*
  * apikey_check(permissions text, cost bigint, api_id text,
  *				auth_request boolean) -> json
@@ -351,70 +379,39 @@ read_original(AkAsked *asked)
  * Verify the key of a request for a gateway.  The decision is the answer's
  * status; auth_request of nginx takes no 429, and can have a 403 instead.
  *
- * Errors: 22023 for arguments, 55000 outside a request, 53000 if the worker
+ * Errors: 22004 and 22023 for arguments, 55000 outside a request, 53000 if the worker
  * does not keep up.
  */
 Datum
 apikey_check(PG_FUNCTION_ARGS)
 {
-	AkAsked		asked = {.cost = -1};
+	AkAsked		asked = {0};
 	AkDecided	decided;
 	AkHeaders	headers = {0};
-	StringInfoData body;
-	int			status = 200;
-	const char *key_id = NULL;
-	const char *user_id = NULL;
+	int			status;
 
 	check_request();
-	if (!PG_ARGISNULL(ARG_COST))
-		asked.cost = PG_GETARG_INT64(ARG_COST);
-	if (asked.cost < 0 || asked.cost > AK_COST_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("cost must be between 0 and %lld",
-						(long long) AK_COST_MAX)));
-	if (!PG_ARGISNULL(ARG_PERMISSIONS))
-		asked.permissions = ak_permissions_expression(PG_GETARG_DATUM(ARG_PERMISSIONS));
-	if (!PG_ARGISNULL(ARG_API_ID))
-		asked.api_id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_API_ID));
+	read_check_arguments(fcinfo, &asked);
 	read_original(&asked);
 	decide(&asked, &decided);
 
+	status = ak_http_status(&decided);
 	if (decided.outcome == AK_VALID)
-	{
-		key_id = DatumGetCString(DirectFunctionCall1(uuid_out,
-													 UUIDPGetDatum(&decided.key->id)));
-		user_id = decided.key->user_id[0] == '\0' ? NULL : decided.key->user_id;
-		ak_header_add(&headers, "X-Api-Key-Id", key_id);
-		if (user_id != NULL)
-			ak_header_add(&headers, "X-Api-Key-User", ak_header_text(user_id));
-		ak_headers_of_limits(&headers, &decided);
-	}
-	else
-	{
-		status = refusals[decided.outcome].status;
-		headers_of_refusal(&headers, &decided);
-	}
+		add_caller(&headers, decided.key);
+	ak_headers_of_decision(&headers, &decided);
 	ak_header_add(&headers, "X-Api-Key-Code", ak_outcome_name(decided.outcome));
 	ak_header_add(&headers, "X-Api-Key-Status", psprintf("%d", status));
 	ak_header_add(&headers, "Cache-Control", "no-store");
-	ak_headers_append(&headers);
-
 	if (status == 429 && !PG_ARGISNULL(ARG_AUTH_REQUEST) &&
 		PG_GETARG_BOOL(ARG_AUTH_REQUEST))
 		status = 403;
 	if (status != 200)
+	{
+		ak_header_add(&headers, "Content-Type", AK_PROBLEM_TYPE);
 		(void) set_config_option("response.status", psprintf("%d", status),
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
 								 true, 0, false);
-
-	initStringInfo(&body);
-	appendStringInfo(&body, "{\"valid\":%s",
-					 decided.outcome == AK_VALID ? "true" : "false");
-	append_member(&body, "code", ak_outcome_name(decided.outcome));
-	append_member(&body, "message", refusals[decided.outcome].message);
-	append_member(&body, "key_id", key_id);
-	append_member(&body, "user_id", user_id);
-	appendStringInfoChar(&body, '}');
-	PG_RETURN_TEXT_P(cstring_to_text(body.data));
+	}
+	ak_headers_append(&headers);
+	PG_RETURN_TEXT_P(cstring_to_text(ak_http_body(&decided, status)));
 }

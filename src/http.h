@@ -39,4 +39,15 @@ extern void ak_headers_of_limits(AkHeaders *headers, const AkDecided *decided);
 extern void ak_headers_as_object(const AkHeaders *headers, StringInfo json);
 extern void ak_headers_append(const AkHeaders *headers);
 
+/* http_answer.c */
+
+/* RFC 9457 */
+#define AK_PROBLEM_TYPE "application/problem+json"
+
+extern int	ak_http_status(const AkDecided *decided);
+extern const char *ak_http_message(const AkDecided *decided);
+extern void ak_headers_of_decision(AkHeaders *headers,
+								   const AkDecided *decided);
+extern char *ak_http_body(const AkDecided *decided, int status);
+
 #endif							/* APIKEYS_HTTP_H */

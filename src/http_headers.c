@@ -21,6 +21,9 @@
 
 #include "http.h"
 
+/* Integers of structured fields have at most 15 digits (RFC 8941). */
+#define FIELD_INTEGER_MAX INT64CONST(999999999999999)
+
 /* Add a header; the texts stay the caller's. */
 void
 ak_header_add(AkHeaders *headers, const char *name, const char *value)
@@ -78,6 +81,19 @@ seconds_until(TimestampTz then, TimestampTz now)
 	return then <= now ? 0 : (then - now + USECS_PER_SEC - 1) / USECS_PER_SEC;
 }
 
+/*
+ * The time in which a rate's burst refills, in whole seconds rounded up, by what
+ * was set: the emission interval is rounded itself, and would tell one too
+ * many.  So would the last bits of a quotient that is no whole number.
+ */
+static int64
+window_of_rate(const AkRate *rate)
+{
+	double		refill = (double) rate->burst * rate->period / rate->amount;
+
+	return Max((int64) ceil(refill / USECS_PER_SEC * (1 - 1e-15)), 1);
+}
+
 /* What the headers say of one limit. */
 typedef struct Shown
 {
@@ -96,17 +112,17 @@ show(const AkDecided *decided, int i, Shown *shown)
 
 	if (limit->amount < 0)
 		return false;
-	shown->quota = limit->amount;
-	shown->remaining = ak_limit_remaining(charge, limit);
+	shown->quota = Min(limit->amount, FIELD_INTEGER_MAX);
+	shown->remaining = Min(ak_limit_remaining(charge, limit),
+						   FIELD_INTEGER_MAX);
 	if (ak_limit_is_rate(limit))
 	{
-		double		refill = (double) limit->rate.emission * limit->rate.burst;
+		TimestampTz full_at = ak_rate_full_at(&limit->rate,
+											  limit->count.charged,
+											  charge->now);
 
-		shown->window = Max((int64) ceil(refill / 1e9), 1);
-		shown->reset = seconds_until(ak_rate_full_at(&limit->rate,
-													 limit->count.charged,
-													 charge->now),
-									 charge->now);
+		shown->window = window_of_rate(&limit->rate);
+		shown->reset = Min(seconds_until(full_at, charge->now), shown->window);
 	}
 	else if (i == 0)
 	{

@@ -419,7 +419,8 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("unknown limit \"%s\"", costs->costs[i].name),
-					 errhint("The limits of a key are those of apikey_usage().")));
+					 errhint("The limits of a key are those of apikey_usage()."),
+					 err_generic_string(PG_DIAG_COLUMN_NAME, "charges")));
 }
 
 /* Whether a request costs nothing: then it is only looked at. */

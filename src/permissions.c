@@ -207,7 +207,8 @@ ak_check_permissions(ArrayType *array)
 					 errmsg("permission is too long"),
 					 errdetail("Element %d of the array has %d bytes; the limit is %d.",
 							   i + 1, (int) VARSIZE_ANY_EXHDR(name),
-							   PERMISSION_MAX)));
+							   PERMISSION_MAX),
+					 err_generic_string(PG_DIAG_COLUMN_NAME, "permissions")));
 		fault = ak_permission_check(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name),
 									&offset);
 		if (fault != AK_NO_FAULT)
@@ -216,7 +217,8 @@ ak_check_permissions(ArrayType *array)
 					 errmsg("invalid permission in element %d at character %d",
 							i + 1, offset + 1),
 					 errdetail("%s", fault_detail(fault)),
-					 errhint("Permissions look like \"read\", \"docs.read\", \"docs.*\" or \"*\".")));
+					 errhint("Permissions look like \"read\", \"docs.read\", \"docs.*\" or \"*\"."),
+					 err_generic_string(PG_DIAG_COLUMN_NAME, "permissions")));
 	}
 }
 

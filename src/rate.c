@@ -54,6 +54,8 @@ ak_rate_make(int64 amount, const Interval *period, int64 burst, AkRate *rate)
 	if (usecs <= 0 || usecs > FILL_MAX / NS_PER_USEC ||
 		amount > usecs * NS_PER_USEC)
 		return false;
+	rate->amount = amount;
+	rate->period = usecs;
 	rate->emission = (usecs * NS_PER_USEC - 1) / amount + 1;
 	rate->burst = burst;
 	return burst <= FILL_MAX / rate->emission;

@@ -298,16 +298,17 @@ text_arg(FunctionCallInfo fcinfo, int arg)
 	return PG_ARGISNULL(arg) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(arg));
 }
 
-static int64
-cost_arg(FunctionCallInfo fcinfo)
+/* An argument that is a cost.  Errors: 22004 and 22023. */
+int64
+ak_cost_arg(FunctionCallInfo fcinfo, int arg)
 {
 	int64		cost;
 
-	if (PG_ARGISNULL(ARG_COST))
+	if (PG_ARGISNULL(arg))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("cost must not be null")));
-	cost = PG_GETARG_INT64(ARG_COST);
+	cost = PG_GETARG_INT64(arg);
 	if (cost < 0 || cost > AK_COST_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -406,7 +407,7 @@ apikey_verify(PG_FUNCTION_ARGS)
 	request.secret = fcinfo->args[ARG_KEY];
 	request.ip_address = PG_ARGISNULL(ARG_IP_ADDRESS) ? NULL :
 		PG_GETARG_INET_PP(ARG_IP_ADDRESS);
-	request.cost = cost_arg(fcinfo);
+	request.cost = ak_cost_arg(fcinfo, ARG_COST);
 	request.permissions = permissions_arg(fcinfo);
 	request.api_id = text_arg(fcinfo, ARG_API_ID);
 	request.costs = NULL;

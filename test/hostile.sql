@@ -60,7 +60,7 @@ INSERT INTO test.samples VALUES
     ('check_limit_owner.user_id', NULL), ('check_limit_owner.key_id', NULL),
     ('patch', '{"metadata": {"a": 1}}'), ('apikey_role_update.patch', '{"description": "other"}'),
     ('metadata', '{}'), ('charges', '{}'), ('fields', '{"metadata": "object?"}'),
-    ('permissions', '{}'), ('apikey_check.permissions', 'docs.read'), ('apikey_verify.permissions', 'docs.read OR NOT docs.write'), ('roles', '{reader}'), ('tags', '{a,b}'),
+    ('permissions', '{}'), ('apikey_check.permissions', 'docs.read'), ('apikey_verify_http.permissions', 'docs.read'), ('apikey_verify.permissions', 'docs.read OR NOT docs.write'), ('roles', '{reader}'), ('tags', '{a,b}'),
     ('allowed_ips', '{10.0.0.0/8}'), ('ip_address', '10.1.2.3'), ('endpoint', '/v1'), ('method', 'GET'),
     ('operation', 'add'), ('value', '1'), ('delta', '1'), ('cost', '1'), ('max_cost', '2'), ('actual_cost', '1'),
     ('on_abort', 'keep'), ('step', 'day'), ('every', '1 day'), ('span', 'day'), ('grace', '1 hour'), ('ttl', '1 minute'),

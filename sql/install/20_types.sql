@@ -53,6 +53,16 @@ CREATE TYPE apikeys.issued_key AS (
 COMMENT ON TYPE apikeys.issued_key IS 'A key object with its secret (api_key), which is shown this once';
 COMMENT ON COLUMN apikeys.issued_key.api_key IS 'The secret; nothing stores it';
 
+CREATE TYPE apikeys.http_answer AS (
+    status int, headers json, body json, key_id uuid, user_id text
+);
+COMMENT ON TYPE apikeys.http_answer IS 'A decision as an HTTP server tells it';
+COMMENT ON COLUMN apikeys.http_answer.status IS '200, 401, 403 or 429';
+COMMENT ON COLUMN apikeys.http_answer.headers IS 'Headers that the answer should have, by name';
+COMMENT ON COLUMN apikeys.http_answer.body IS 'Of a refusal: a problem (RFC 9457)';
+COMMENT ON COLUMN apikeys.http_answer.key_id IS 'The key that is calling; NULL if refused';
+COMMENT ON COLUMN apikeys.http_answer.user_id IS 'Its user';
+
 CREATE TYPE apikeys.verification AS (
     valid boolean, code text, key_id uuid, api_id text, name text,
     user_id text, plan_id text, plan_name text, permissions text[],

@@ -24,14 +24,15 @@ BEGIN
             ARRAY['period must be positive', 'It is the interval for which amount is given.']
         WHEN extract(year FROM given.period) <> 0 OR extract(month FROM given.period) <> 0 THEN
             ARRAY['period must not contain months',
-                  'Give it in days or shorter units.']
+                  'Give it in days or shorter units.',
+                  'period']
         WHEN NOT apikeys.is_rate(given.amount, given.period, given.burst) THEN
             ARRAY['rate cannot be computed with',
                   'There is at most one request a nanosecond, and the burst fills within a century.']
     END;
     IF refusal IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = refusal[1], HINT = refusal[2];
+            MESSAGE = refusal[1], HINT = refusal[2], COLUMN = coalesce(refusal[3], '');
     END IF;
 END
 $$;

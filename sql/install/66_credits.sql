@@ -28,7 +28,8 @@ BEGIN
         WHEN NEW.refill_amount IS NOT NULL
             AND NOT apikeys.is_refill(NEW.refill_every, NULL) THEN
             ARRAY['credits cannot refill at this interval',
-                  'Give months alone, or days and shorter units down to a second; at most a century.']
+                  'Give months alone, or days and shorter units down to a second; at most a century.',
+                  'refill_every']
         WHEN NEW.refill_amount IS NOT NULL
             AND NOT apikeys.is_refill(NEW.refill_every, NEW.refill_day) THEN
             ARRAY[format('refill_day cannot be %s', NEW.refill_day),
@@ -41,7 +42,7 @@ BEGIN
     END;
     IF refusal IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = refusal[1], HINT = refusal[2];
+            MESSAGE = refusal[1], HINT = refusal[2], COLUMN = coalesce(refusal[3], '');
     END IF;
 
     -- A refill that is due is applied before its terms change.
@@ -200,18 +201,19 @@ BEGIN
             ARRAY['55000', 'credits are unlimited', 'Set them first.']
         WHEN operation = 'subtract' AND value > credits - charged THEN
             ARRAY['22023', format('cannot subtract %s from a balance of %s', value, credits - charged),
-                  'Set it to 0 instead.']
+                  'Set it to 0 instead.', 'value']
     END;
     IF refusal IS NULL THEN
         granted := CASE operation WHEN 'set' THEN charged::numeric + value
                                   WHEN 'add' THEN credits::numeric + value
                                   ELSE credits::numeric - value END;
         IF abs(granted) > 2305843009213693952 THEN
-            refusal := ARRAY['22023', 'credits are out of range', 'At most 2^61 can be granted.'];
+            refusal := ARRAY['22023', 'credits are out of range', 'At most 2^61 can be granted.', 'value'];
         END IF;
     END IF;
     IF refusal IS NOT NULL THEN
-        RAISE EXCEPTION USING ERRCODE = refusal[1], MESSAGE = refusal[2], HINT = refusal[3];
+        RAISE EXCEPTION USING ERRCODE = refusal[1], MESSAGE = refusal[2], HINT = refusal[3],
+            COLUMN = coalesce(refusal[4], '');
     END IF;
     RETURN granted;
 END

@@ -17,7 +17,7 @@ BEGIN
     SELECT r.* INTO found_role FROM pg_roles r WHERE r.rolname = check_http_role.http_role;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'role "%" does not exist', check_http_role.http_role
-            USING ERRCODE = 'undefined_object',
+            USING ERRCODE = 'undefined_object', COLUMN = 'http_role',
             HINT = 'http_role is a role of the database, made by CREATE ROLE.';
     END IF;
     IF found_role.rolsuper THEN
@@ -91,6 +91,25 @@ code. Paths in apikeys.http_public_paths pass without a key. Errors: PGRST for a
 refusal, 55000 outside a request or for a role that cannot be set, 53000 if the
 worker cannot keep up.';
 REVOKE EXECUTE ON FUNCTION @extschema@.apikey_authenticate() FROM PUBLIC;
+
+CREATE FUNCTION @extschema@.apikey_verify_http(
+    key text,
+    endpoint text DEFAULT NULL,
+    method text DEFAULT NULL,
+    ip_address inet DEFAULT NULL,
+    cost bigint DEFAULT 1,
+    permissions text DEFAULT NULL,
+    api_id text DEFAULT NULL
+) RETURNS apikeys.http_answer
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'apikey_verify_http';
+COMMENT ON FUNCTION @extschema@.apikey_verify_http(text, text, text, inet, bigint, text, text) IS
+'Verify an API key, and tell what an HTTP server answers.
+Decides and meters as apikey_verify, for middleware of a web framework. Always
+one row: status (200, 401, 403 or 429), headers (those of the limits; of a
+refusal also its type, and when to retry), the body of a refusal, and who is
+calling. Errors: those of apikey_verify.';
+REVOKE EXECUTE ON FUNCTION @extschema@.apikey_verify_http(text, text, text, inet, bigint, text, text) FROM PUBLIC;
 
 -- Who is calling.
 

@@ -24,12 +24,12 @@ LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT apikeys.http_header('Content-Range', format('%s/%s',
-    CASE WHEN items > 0 THEN format('%s-%s', first, first + items - 1) ELSE '*' END,
+    CASE WHEN items > 0 AND first IS NOT NULL THEN format('%s-%s', first, first + items - 1) ELSE '*' END,
     coalesce(total::text, '*')))
 $$;
 COMMENT ON FUNCTION apikeys.http_range(bigint, bigint, bigint) IS
 'Tell which items of how many the answer of PostgREST holds.
-An unknown total is NULL.';
+An unknown first item or total is NULL.';
 REVOKE EXECUTE ON FUNCTION apikeys.http_range(bigint, bigint, bigint) FROM PUBLIC;
 
 -- PostgREST would make 500 of P0002 and 55000, and 400 or 413 of conflicts.
@@ -46,9 +46,11 @@ DECLARE
         WHEN state = '42704' OR left(state, 2) IN ('22', '23') THEN 400
     END;
     named text := coalesce(substring(message FROM 'field "([^"]*)"'), nullif(field, ''),
+        substring("constraint" FROM '^[a-z]+_(\w+)_check$'),
         (SELECT a.name
            FROM unnest(arguments) WITH ORDINALITY AS a(name, place)
           WHERE message ~ ('\m' || a.name || '\M')
+             OR message ~ ('^id of an? ' || substring(a.name FROM '^(.*)_id$') || '\M')
           ORDER BY strpos(message, a.name), a.place
           LIMIT 1));
 BEGIN
@@ -68,6 +70,90 @@ COMMENT ON FUNCTION apikeys.http_refuse(text, text, text, text, text, text, text
 'Raise an error that PostgREST answers with the right status.
 404 for P0002, 409 for conflicts, 400 for bad values, with the field in the details. Returns for any other: PostgREST knows those.';
 REVOKE EXECUTE ON FUNCTION apikeys.http_refuse(text, text, text, text, text, text, text[]) FROM PUBLIC;
+
+-- It is too late for the secret that came, not for those to come.
+CREATE FUNCTION apikeys.http_refuse_url() RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF current_setting('request.method', true) IN ('GET', 'HEAD') THEN
+        RAISE SQLSTATE 'PGRST' USING
+            MESSAGE = json_build_object('code', '0A000',
+                'message', 'a secret must not be sent in a URL',
+                'details', 'Servers and proxies log URLs.',
+                'hint', 'Send it in the body of a POST, and regenerate a key whose secret was sent so.'),
+            DETAIL = json_build_object('status', 405, 'headers', json_build_object('Allow', 'POST'));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_refuse_url() IS
+'Refuse a request that has its arguments in the URL.
+405 for GET and HEAD.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_refuse_url() FROM PUBLIC;
+
+-- The histories of what does not exist are empty: in SQL that is an answer.
+CREATE FUNCTION apikeys.http_known(key_id uuid) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.id = http_known.key_id) THEN
+        PERFORM apikeys.refuse_unknown('key', http_known.key_id::text);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_known(uuid) IS
+'Refuse the id of a key that does not exist.
+A deleted key exists until it is purged. Raises P0002.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_known(uuid) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.http_known(user_id text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM apikeys.users u WHERE u.id = http_known.user_id)
+        AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.user_id = http_known.user_id) THEN
+        PERFORM apikeys.refuse_unknown('user', http_known.user_id);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_known(text) IS
+'Refuse the id of a user who does not exist.
+Who has a key exists, and who is deleted until purged. Raises P0002.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_known(text) FROM PUBLIC;
+
+-- In SQL, a call without it is none.
+CREATE FUNCTION apikeys.http_require(name text, is_null boolean) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF is_null THEN
+        RAISE null_value_not_allowed USING MESSAGE = format('%s must not be null', name), COLUMN = name;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_require(text, boolean) IS
+'Refuse a call without an argument that it needs.
+Raises 22004, and names the argument.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_require(text, boolean) FROM PUBLIC;
+
+CREATE FUNCTION apikeys.http_json(name text, value jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE WHEN jsonb_typeof(value) = 'string' THEN (value #>> '{}')::jsonb ELSE value END;
+EXCEPTION WHEN data_exception THEN
+    RAISE invalid_parameter_value USING MESSAGE = format('%s is no JSON', name), COLUMN = name;
+END
+$$;
+COMMENT ON FUNCTION apikeys.http_json(text, jsonb) IS
+'JSON that came in a URL.
+PostgREST makes a JSON string of it. Raises 22023, and names the argument.';
+REVOKE EXECUTE ON FUNCTION apikeys.http_json(text, jsonb) FROM PUBLIC;
 
 CREATE FUNCTION apikeys.count_plans(include_deleted boolean) RETURNS bigint
 LANGUAGE sql STABLE
@@ -106,11 +192,15 @@ COMMENT ON FUNCTION apikeys.count_roles() IS
 All of them, as apikey_role_list lists them.';
 REVOKE EXECUTE ON FUNCTION apikeys.count_roles() FROM PUBLIC;
 
--- Arguments are passed on by position: no name can be mistaken for another.
+-- Arguments are passed on by position: no name can be mistaken for another. Each
+-- has a default, so that PostgREST finds the function without it, and the answer
+-- can say what is missing; but not where NULL says something ("delta", "value"),
+-- nor in the second of two functions of one name, which has "every".
 DO LANGUAGE plpgsql $make$
 DECLARE
     f record;
     call text;
+    first text;
     total text;
     body text;
     result text;
@@ -118,17 +208,32 @@ BEGIN
     FOR f IN
         SELECT p.oid, p.proname, p.pronargs, p.proretset, p.provolatile,
                p.proargnames, format_type(p.prorettype, NULL) AS type,
-               pg_get_function_arguments(p.oid) AS arguments,
+               (SELECT t.typtype = 'c' FROM pg_catalog.pg_type t WHERE t.oid = p.prorettype) AS is_row,
                pg_get_function_identity_arguments(p.oid) AS identity,
-               (SELECT string_agg('$' || n, ', ' ORDER BY n)
-                  FROM generate_series(1, p.pronargs) n) AS passed,
+               a.*,
                array_position(p.proargnames, 'page_offset') AS offset_at,
+               coalesce(array_position(p.proargnames, 'after'), array_position(p.proargnames, 'before')) AS from_at,
+               array_position(p.proargnames, 'patch') AS patch_at,
                obj_description(p.oid, 'pg_proc') AS comment
           FROM pg_catalog.pg_proc p
           JOIN pg_catalog.pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
           JOIN pg_catalog.pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+         CROSS JOIN LATERAL (
+                SELECT string_agg(concat_ws(' DEFAULT ', quote_ident(n.name) || ' ' || n.type,
+                                            CASE WHEN n.is_optional THEN pg_get_function_arg_default(p.oid, n.place::int)
+                                                 WHEN NOT p.proargnames && '{delta, value, every}' THEN 'NULL' END),
+                                  ', ' ORDER BY n.place) AS arguments,
+                       string_agg('$' || n.place, ', ' ORDER BY n.place) AS passed,
+                       string_agg(n.name, ', ' ORDER BY n.place) FILTER (WHERE NOT n.is_optional) AS required,
+                       string_agg(format('PERFORM apikeys.http_require(%L, $%s IS NULL);', n.name, n.place) || E'\n    ', '' ORDER BY n.place)
+                           FILTER (WHERE NOT n.is_optional AND n.name NOT IN ('key', 'delta', 'value')) AS checks,
+                       string_agg(format('$%1$s := apikeys.http_json(%2$L, $%1$s);', n.place, n.name) || E'\n    ', '' ORDER BY n.place)
+                           FILTER (WHERE n.type = 'jsonb' AND p.provolatile <> 'v') AS parsed
+                  FROM (SELECT x.place, p.proargnames[x.place] AS name, format_type(x.type, NULL) AS type,
+                               x.place > p.pronargs - p.pronargdefaults AS is_optional
+                          FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS x(type, place)) n) a
          WHERE e.extname = 'apikeys' AND p.pronamespace = '@extschema@'::regnamespace
-           AND p.proname NOT IN ('apikey_grant', 'apikey_purge', 'apikey_authenticate')
+           AND p.proname NOT IN ('apikey_grant', 'apikey_purge', 'apikey_authenticate', 'apikey_verify_http')
            AND p.proname !~ '^apikey_current'
          ORDER BY p.proname
     LOOP
@@ -142,8 +247,12 @@ BEGIN
                 WHEN 'apikey_role_list' THEN 'apikeys.count_roles()'
                 ELSE CASE WHEN 'page_size' = ANY (f.proargnames) THEN 'NULL' ELSE 'items' END
             END;
+            first := coalesce('$' || f.offset_at, '0');
+            IF f.from_at IS NOT NULL THEN
+                first := format('CASE WHEN $%s IS NULL THEN %s END', f.from_at, first);
+            END IF;
             body := format('SELECT coalesce(json_agg(x), ''[]''), count(*) INTO answer, items FROM %s x;
-    PERFORM apikeys.http_range(%s, items, %s);', call, coalesce('$' || f.offset_at, '0'), total);
+    PERFORM apikeys.http_range(%s, items, %s);', call, first, total);
         ELSIF f.proretset THEN
             result := f.type;
             body := format('SELECT * INTO answer FROM %s;
@@ -153,6 +262,15 @@ BEGIN
         ELSE
             result := f.type;
             body := format('answer := %s;', call);
+        END IF;
+        IF f.proname ~ '_(requests|usage_series|ledger)$' THEN
+            body := 'PERFORM apikeys.http_known($1);
+    ' || body;
+        END IF;
+        body := concat(f.checks, f.parsed, body);
+        IF f.proargnames && '{key, keys}' THEN
+            body := 'PERFORM apikeys.http_refuse_url();
+    ' || body;
         END IF;
         IF f.proname ~ '_create$' THEN
             body := body || '
@@ -184,16 +302,23 @@ EXCEPTION WHEN OTHERS THEN
     GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
         detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT,
         field = COLUMN_NAME, violated = CONSTRAINT_NAME;
-    PERFORM apikeys.http_refuse(state, message, detail, hint, field, violated, %6$L);
+    PERFORM apikeys.http_refuse(state, message, detail, hint, field, violated, %6$s);
     RAISE;
 END
 $body$;
 REVOKE EXECUTE ON FUNCTION apikeys_http.%1$I(%7$s) FROM PUBLIC;
 COMMENT ON FUNCTION apikeys_http.%1$I(%7$s) IS %8$L$sql$,
             f.proname, f.arguments, result,
-            CASE f.provolatile WHEN 'v' THEN 'VOLATILE' ELSE 'STABLE' END,
-            body, coalesce(f.proargnames, '{}'), f.identity,
-            f.comment || E'\nOver HTTP: 400 for a bad value (details names the field), 404 for what does not exist, 409 for a conflict; code is the SQLSTATE.');
+            -- HEAD runs a function that gives one value only if it is VOLATILE.
+            CASE WHEN f.provolatile = 'v' OR result = 'json' OR NOT f.is_row THEN 'VOLATILE' ELSE 'STABLE' END,
+            body,
+            concat(quote_literal(coalesce(f.proargnames, '{}')::text), '::text[]',
+                   CASE WHEN f.patch_at IS NOT NULL THEN
+                       format(' || ARRAY(SELECT jsonb_object_keys(CASE jsonb_typeof($%1$s) WHEN ''object'' THEN $%1$s END))', f.patch_at)
+                   END),
+            f.identity,
+            f.comment || coalesce(E'\nRequired: ' || f.required || '.', '')
+            || E'\nOver HTTP: 400 for a bad value (details names the field), 404 for what does not exist, 409 for a conflict; code is the SQLSTATE.');
     END LOOP;
 END
 $make$;

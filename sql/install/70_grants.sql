@@ -10,7 +10,8 @@ DECLARE
     asking CONSTANT text[] := '{apikey_current, apikey_current_user,
         apikey_current_key, apikey_current_permissions, apikey_current_metadata}';
     verifying CONSTANT text[] := asking || '{apikey_verify, apikey_verify_many,
-        apikey_reserve, apikey_settle, apikey_whoami, apikey_authenticate, apikey_check}'::text[];
+        apikey_verify_http, apikey_reserve, apikey_settle, apikey_whoami, apikey_authenticate,
+        apikey_check}'::text[];
     viewing CONSTANT text[] := '{apikey_get, apikey_list, apikey_count,
         apikey_usage, apikey_requests, apikey_plan_get, apikey_plan_list,
         apikey_plan_usage, apikey_user_get, apikey_user_list,

@@ -14,6 +14,7 @@
 #include "http.h"
 
 #define LIMITS_MAX 4
+#define FIELD_INTEGER_MAX INT64CONST(999999999999999)
 
 bool		ak_legacy_rate_headers = true;
 
@@ -78,6 +79,21 @@ read_member(const char *c, const char *name, const char *keys,
 	return c;
 }
 
+/*
+ * A rate's window is what fills a burst, in whole seconds: one second less would
+ * be too short.  A nanosecond in a million seconds is forgiven.
+ */
+static void
+check_window(const AkRate *rate, int64 window, int64 reset)
+{
+	__int128	asked = (__int128) rate->burst * rate->period;
+	__int128	second = (__int128) rate->amount * USECS_PER_SEC;
+
+	CHECK(window * second >= asked - asked / INT64CONST(500000000000000));
+	CHECK(window == 1 || (window - 1) * second < asked);
+	CHECK(reset <= window);
+}
+
 static void
 check_fields(const AkCharge *charge, const AkHeaders *headers)
 {
@@ -104,9 +120,12 @@ check_fields(const AkCharge *charge, const AkHeaders *headers)
 		}
 		policy = read_member(policy, limit->name, "qw", window);
 		state = read_member(state, limit->name, "rt", rest);
-		CHECK(window[0] == limit->amount);
-		CHECK(window[1] > 0);
-		CHECK(rest[0] <= limit->amount);
+		CHECK(window[0] == Min(limit->amount, FIELD_INTEGER_MAX));
+		CHECK(window[1] > 0 && window[1] <= FIELD_INTEGER_MAX);
+		CHECK(rest[0] <= window[0]);
+		CHECK(rest[1] <= FIELD_INTEGER_MAX);
+		if (limit->key.period == AK_RATE)
+			check_window(&limit->rate, window[1], rest[1]);
 		if (limit->refuses || !refused)
 		{
 			least = limit->refuses && !refused ? rest[0] : Min(least, rest[0]);
@@ -142,7 +161,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		size_t		length = fuzz_below(&input, AK_LIMIT_NAME_LEN);
 
 		limit->refuses = fuzz_below(&input, 2);
-		limit->amount = fuzz_number(&input, 1 + fuzz_below(&input, 4));
+		limit->amount = fuzz_number(&input, 1 + fuzz_below(&input, 7));
 		limit->count.charged = fuzz_number(&input, 8);
 		if (i == 0)
 			limit->key.period = AK_MONTH;

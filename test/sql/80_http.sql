@@ -57,7 +57,10 @@ SELECT test.request('{"x-api-key": "junk"}');
 SELECT test.request('{"x-api-key": ["a"]}');
 SELECT test.request('[]');
 SELECT test.request('"x-api-key"');
-SELECT test.request(json_build_object('x-api-key', :'api_key' || ' '));
+SELECT test.request(json_build_object('x-api-key', E' \t' || :'api_key' || E'\t '));
+SELECT left(test.request(json_build_object('x-api-key', E' \t')), 50);
+SELECT left(test.request(json_build_object('x-api-key', :'api_key' || E'\n')), 50);
+SELECT left(test.request(json_build_object('x-api-key', replace(:'api_key', '_', '_ '))), 50);
 SELECT test.request(json_build_object('x-api-key', 'ü' || :'api_key'));
 SELECT left(test.request(json_build_object('x-api-key', repeat('a', 1000000))), 30);
 SELECT test.request(json_build_object('x-api-key', 'ak_0000000000000000000000000000000000000000'));
@@ -303,11 +306,49 @@ SELECT * FROM test.check(json_build_object('x-api-key', :'small_key'));
 SELECT * FROM test.check(json_build_object('x-api-key', :'small_key'), 'auth_request => true');
 SELECT * FROM test.check(json_build_object('x-api-key', :'api_key'), $$'docs.write'$$);
 SELECT status FROM test.check(json_build_object('x-api-key', :'second_key'), $$api_id => 'second'$$);
+-- A rate's window is what was set, though its interval is no whole number of
+-- nanoseconds; integers of the headers have at most 15 digits.
+SELECT name FROM apikey_limit_set('seven', 7, '1 min', plan_id => 'web');
+UPDATE apikeys.plans SET max_requests = 1000000000000000000 WHERE id = 'web';
+BEGIN;
+SELECT status FROM test.check(json_build_object('x-api-key', :'api_key'), 'cost => 7');
+SELECT regexp_replace(h::text, '(quot[^,]*;[tw])=\d+', '\1=N') AS header
+  FROM json_array_elements(current_setting('response.headers')::json) h WHERE h::text ~ 'RateLimit';
+COMMIT;
+SELECT name FROM apikey_limit_delete('seven', plan_id => 'web');
+UPDATE apikeys.plans SET max_requests = 100000 WHERE id = 'web';
 SELECT test.refusal($$SELECT test.check('{}', '''docs. OR''')$$);
 SELECT test.refusal($$SELECT test.check('{}', 'cost => -1')$$);
 SELECT test.refusal($$SELECT test.check('{}', 'cost => NULL')$$);
+-- Quota and credits have one code, and two messages.
+SELECT id AS paid_id, api_key AS paid_key FROM apikey_create('paid', credits => 1) \gset
+SELECT * FROM test.check(json_build_object('x-api-key', :'paid_key'));
+SELECT * FROM test.check(json_build_object('x-api-key', :'paid_key'));
+SELECT test.request(json_build_object('x-api-key', :'paid_key'));
 CALL test.until($$(SELECT count(*) > 0 FROM apikeys.requests WHERE endpoint LIKE '/v1/docs%')$$);
 SELECT endpoint, method, code FROM apikeys.requests WHERE endpoint LIKE '/v1/docs%';
+
+-- ----- The same for middleware, from SQL -----
+CREATE FUNCTION test.answer(key text, permissions text = NULL) RETURNS TABLE (status int, headers text, body json, known boolean, user_id text)
+LANGUAGE sql AS $$
+SELECT a.status, regexp_replace(a.headers::text, '("Retry-After":"|;[tw]=)\d+', '\1N', 'g'),
+       regexp_replace(a.body::text, '[0-9a-f]{8}-[-0-9a-f]{27}', '(id)')::json, a.key_id IS NOT NULL, a.user_id
+  FROM apikey_verify_http(key, '/middleware', 'PUT', '192.0.2.7', permissions => permissions) a
+$$;
+BEGIN;
+SELECT * FROM test.answer(:'api_key');
+SELECT apikey_current_user();
+COMMIT;
+SELECT * FROM test.answer(:'small_key');
+SELECT * FROM test.answer(:'api_key', 'docs.write');
+SELECT * FROM test.answer(NULL);
+SELECT status FROM apikey_verify_http(:'second_key');
+SELECT status FROM apikey_verify_http(:'second_key', api_id => 'default');
+SELECT test.refusal($$SELECT apikey_verify_http('x', cost => -1)$$);
+SELECT test.refusal($$SELECT apikey_verify_http('x', cost => NULL)$$);
+SELECT test.refusal($$SELECT apikey_verify_http('x', permissions => 'docs. OR')$$);
+CALL test.until($$(SELECT count(*) = 3 FROM apikeys.requests WHERE endpoint = '/middleware')$$);
+SELECT method, ip_address, code, cost FROM apikeys.requests WHERE endpoint = '/middleware' ORDER BY timestamp;
 
 -- ----- Wrappers: one for each function, granted alike -----
 SELECT p.proname AS not_over_http FROM pg_proc p
@@ -323,7 +364,7 @@ SELECT w.proname AS granted_otherwise, r.role
    AND has_function_privilege(r.role, w.oid, 'EXECUTE') <> has_function_privilege(r.role, p.oid, 'EXECUTE');
 
 DROP TABLE test.notes;
-DROP FUNCTION test.request, test.from_address, test.addresses, test.as_authenticator, test.definer, test.check;
+DROP FUNCTION test.request, test.from_address, test.addresses, test.as_authenticator, test.definer, test.check, test.answer;
 DROP PROCEDURE test.commits;
 UPDATE apikeys.plans SET http_role = NULL;
 UPDATE apikeys.apis SET http_role = NULL;

@@ -27,7 +27,7 @@ my @application = qw(apikey_current apikey_current_user apikey_current_key
   apikey_current_permissions apikey_current_metadata);
 my @verifier = (
 	@application, qw(apikey_verify apikey_verify_many apikey_reserve
-	  apikey_settle apikey_whoami apikey_authenticate apikey_check));
+	  apikey_settle apikey_whoami apikey_authenticate apikey_check apikey_verify_http));
 my @viewer = qw(apikey_get apikey_list apikey_count apikey_usage
   apikey_usage_series apikey_requests apikey_plan_get apikey_plan_list
   apikey_plan_usage apikey_user_get apikey_user_list apikey_user_usage
@@ -121,7 +121,7 @@ my %known = map { $_->[2] => 1 } @functions;
 is(join(' ', grep { !$known{$_} } @manager, @verifier), '', 'there are the functions that the sets name');
 
 # What PostgREST sets.
-my $request = qq(SET request.method = 'GET'; SET request.path = '/rpc/x';
+my $request = qq(SET request.method = 'POST'; SET request.path = '/rpc/x';
 	SET request.headers = '{"x-api-key": "$secrets[0]", "authorization": "Bearer $secrets[0]"}';);
 
 # ----- The paths, with proof that the traps are armed -----

@@ -136,6 +136,7 @@ is($answer->{headers}{'www-authenticate'},
 	'ApiKey header="x-api-key"', 'where to put it');
 is_refused(401, 'MALFORMED', 'not a key', '/notes', with('junk'));
 is_refused(401, 'MALFORMED', 'an empty key', '/notes', '-H', 'X-Api-Key;');
+is_status(200, 'spaces around a key', '/notes', '-H', "X-Api-Key: \t $alice \t ");
 is_refused(401, 'MALFORMED', 'non-ASCII', '/notes', with("\xc3\xbc$alice"));
 is_refused(401, 'MALFORMED', 'a long key', '/notes', with('a' x 30000));
 is_refused(401, 'NOT_FOUND', 'a key of another api', '/notes', with($second));

@@ -126,6 +126,27 @@ is(get(200, 'apikey_user_list?plan_id=none')->{headers}{'content-range'}, '*/0',
 is(get(200, 'apikey_role_list')->{headers}{'content-range'}, '0-0/1', 'roles');
 is(get(200, 'apikey_limit_list?plan_id=pro')->{headers}{'content-range'}, '0-0/1', 'limits');
 is(get(200, 'apikey_count?user_id=lists')->{body}, '5', 'a count');
+my ($second) = json($answer = get(200, 'apikey_list?user_id=lists&page_size=2'))->[1]{id};
+is($answer->{headers}{'content-range'}, '0-1/5', 'a first page');
+$answer = get(200, "apikey_list?user_id=lists&page_size=2&after=$second");
+is("$answer->{headers}{'content-range'} " . json($answer)->[0]{name}, '*/5 k3',
+	'of what comes after a key, the place is not known');
+is(get(200, "apikey_requests?id=$key->{id}&before=infinity")->{headers}{'content-range'}, '*/*', 'nor before a time');
+
+# HEAD tells what GET does, but for the body.
+$answer = ask("$url/rpc/apikey_list?user_id=lists&page_size=2", '-I');
+is("$answer->{status} $answer->{headers}{'content-range'}", '200 0-1/5', 'HEAD tells the total');
+is(ask("$url/rpc/$_->[1]", '-I')->{status}, $_->[0], "HEAD $_->[1]")
+  foreach [ 400, 'apikey_list?page_size=0' ], [ 404, 'apikey_get?id=01a206ce-f462-7d9d-86a0-774112bb6d8e' ],
+  [ 404, 'apikey_plan_usage?plan_id=none' ], [ 400, 'apikey_count?metadata=[]' ], [ 405, 'apikey_create?name=x' ];
+
+# Metadata in a URL, of which PostgREST makes a string.
+call(201, 'apikey_create', '{"name": "golden", "metadata": {"tier": "gold"}}');
+is(json(get(200, 'apikey_list?metadata={"tier":"gold"}'))->[0]{name}, 'golden', 'metadata by GET');
+is(get(200, 'apikey_count?metadata={"tier":"gold"}')->{body}, '1', 'counted');
+is(json(get(200, 'apikey_user_list?metadata={}'))->[0]{id}, 'ulla', 'of users');
+is(json(call(200, 'apikey_list', '{"metadata": {"tier": "gold"}}'))->[0]{name}, 'golden', 'by POST');
+is(error(get(400, 'apikey_list?metadata={"tier"')), '22023 field "metadata"', 'that is no JSON');
 is(error(get(400, 'apikey_list?page_size=1001')), '22023 field "page_size"',
 	'a page that cannot be');
 
@@ -135,13 +156,52 @@ my $unknown = '01a206ce-f462-7d9d-86a0-774112bb6d8e';
 is(error(get(404, "apikey_get?id=$unknown")), 'P0002 -', 'no such key');
 is(error(get(404, 'apikey_plan_get?plan_id=none')), 'P0002 -', 'no such plan');
 is(error(get(404, "apikey_usage?id=$unknown")), 'P0002 -', 'no usage');
+is(error(get(404, "apikey_$_?id=$unknown")), 'P0002 -', "no $_") foreach qw(requests usage_series ledger);
+is(error(get(404, "apikey_user_$_?user_id=none")), 'P0002 -', "no user's $_") foreach qw(requests usage_series ledger);
+# A user may have no row, but keys; what is deleted is there until it is purged.
+call(201, 'apikey_create', '{"name": "his", "user_id": "rowless"}');
+call(201, 'apikey_user_create', '{"user_id": "keyless"}');
+call(200, 'apikey_user_delete', '{"user_id": "keyless"}');
+my $gone = json(call(201, 'apikey_create', '{"name": "gone"}'))->{id};
+call(200, 'apikey_delete', qq({"id": "$gone"}));
+foreach my $history (qw(requests usage_series ledger))
+{
+	get(200, "apikey_user_$history?user_id=$_") foreach qw(rowless keyless);
+	get(200, "apikey_$history?id=$gone");
+}
 is(error(call(404, 'apikey_delete', qq({"id": "$unknown"}))), 'P0002 -', 'nothing to delete');
 is(error(call(404, 'apikey_whoami', '{"key": "junk"}')), 'P0002 -', 'nobody');
 is(error(call(404, 'apikey_create', '{"name": "x", "plan_id": "none"}')), 'P0002 -', 'unknown plan');
 is(error(call(409, 'apikey_plan_create', '{"name": "Pro", "plan_id": "pro"}')), '23505 -', 'exists');
 like(error(call(409, 'apikey_user_create', '{"user_id": "u2", "email": "U@example.com"}')), qr/^23505/, 'email exists');
 is(error(call(400, 'apikey_create', '{"name": ""}')), '22023 field "name"', 'a bad name');
-is(error(call(400, 'apikey_create', '{"name": null}')), '22004 field "name"', 'no name');
+is(error(call(400, 'apikey_create', $_)), '22004 field "name"', 'no name') foreach '{"name": null}', '{}';
+push @secrets, json(call(201, 'apikey_create', '{"name": "enabled"}'))->{api_key};
+is(error(call(400, $_->[0], $_->[1])), $_->[2], "$_->[0] names the field")
+  foreach [ 'apikey_create', '{"name": "x", "permissions": ["a..b"]}', '22023 field "permissions"' ],
+  [ 'apikey_create', '{"name": "x", "refill_amount": 1, "refill_every": "1 month 1 day"}', '22023 field "refill_every"' ],
+  [ 'apikey_update', qq({"id": "$key->{id}", "patch": {"permissions": ["a..b"]}}), '22023 field "permissions"' ],
+  [ 'apikey_update', qq({"id": "$key->{id}"}), '22004 field "patch"' ],
+  [ 'apikey_role_create', qq({"name": "x", "permissions": ["@{[ 'a' x 300 ]}"]}), '22023 field "permissions"' ],
+  [ 'apikey_plan_create', '{"name": "x", "plan_id": ""}', '22023 field "plan_id"' ],
+  [ 'apikey_plan_update', '{"plan_id": "pro", "patch": {"request_period": "eon"}}', '22023 field "request_period"' ],
+  [ 'apikey_plan_create', '{"name": "x", "http_role": "none"}', '42704 field "http_role"' ],
+  [ 'apikey_user_create', '{"user_id": ""}', '22023 field "user_id"' ],
+  [ 'apikey_user_update', '{"user_id": "ulla", "patch": {"email": "x"}}', '22023 field "email"' ],
+  [ 'apikey_limit_set', '{"name": "l", "amount": 1, "period": "1 month", "plan_id": "pro"}', '22023 field "period"' ],
+  [ 'apikey_limit_set', '{"name": "l", "amount": 1, "plan_id": "pro"}', '22004 field "period"' ],
+  [ 'apikey_credits', qq({"id": "$key->{id}", "operation": "set", "value": 9000000000000000000}), '22023 field "value"' ],
+  [ 'apikey_usage_adjust', qq({"id": "$key->{id}", "delta": -5}), '22023 field "delta"' ],
+  [ 'apikey_verify', qq({"key": "$secrets[-1]", "charges": {"none": 1}}), '22023 field "charges"' ],
+  [ 'apikey_reserve', '{"key": "x"}', '22004 field "max_cost"' ],
+  [ 'apikey_check', '{"cost": -1}', '22023 field "cost"' ],
+  [ 'apikey_check', '{"permissions": "a OR"}', '22023 field "permissions"' ];
+is(json(call(200, 'apikey_verify', '{}'))->{code}, 'MALFORMED', 'no key is a decision');
+# Where null says something, what is missing is not null.
+like(error(call(404, 'apikey_usage_adjust', qq({"id": "$key->{id}"}))), qr/^PGRST202/, 'no delta');
+like(error(call(404, 'apikey_credits', qq({"id": "$key->{id}", "operation": "set"}))), qr/^PGRST202/, 'no value');
+is(scalar @{ json(get(200, "apikey_usage_series?id=$key->{id}&from=2026-01-01&to=2026-01-02&$_")) }, 24, $_) foreach 'step=hour', 'every=1%20hour';
+like(error(call(400, 'apikey_create', '{"name": "x", "expires_at": "soon"}')), qr/^22007 -/, 'what PostgREST cannot read has no field');
 is(error(call(400, 'apikey_plan_create', '{"name": "x", "max_requests": -2}')), '22023 field "max_requests"', 'a bad number');
 is(error(call(400, 'apikey_plan_create', '{"name": "x", "request_period": "eon"}')), '22023 field "request_period"', 'a bad period');
 is(error(call(400, 'apikey_update', qq({"id": "$key->{id}", "patch": {"nme": 1}}))), '22023 field "nme"', 'an unknown field');
@@ -154,6 +214,16 @@ like(error(call(400, 'apikey_delete', '{"id": ')), qr/^PGRST102/, 'no JSON');
 like(error(call(404, 'apikey_delete', '{"key_id": "x"}')), qr/^PGRST202/, 'an unknown argument');
 call(405, 'apikey_delete', qq({"id": "$key->{id}"}), '-X', 'DELETE');
 is(get(405, 'apikey_plan_create?name=x')->{status}, 405, 'a GET changes nothing');
+
+# A secret has no place in a URL, whoever logs it.
+foreach my $function ('apikey_verify?key=x', 'apikey_whoami?key=x',
+	'apikey_reserve?key=x&max_cost=1', 'apikey_verify_many?keys={x}')
+{
+	$answer = get(405, $function);
+	is("$answer->{headers}{allow} " . error($answer), 'POST 0A000 Servers and proxies log URLs.', 'only a POST');
+	is(ask("$url/rpc/$function", '-I')->{status}, 405, 'no HEAD either');
+}
+
 like(error(call(401, 'apikey_plan_create', '{"name": "x", "http_role": "web_admin"}')),
 	qr/^42501/, 'a role that the manager could not set');
 $node->safe_psql('postgres', q(

@@ -31,6 +31,7 @@ my ($id, $key) = issue($node, 'postgres', q('k', 'ü/%', 'two'));
 my ($here_id, $here) =
   issue($node, 'postgres', q('h', allowed_ips => '{127.0.0.3/32}'));
 my ($off_id, $off) = issue($node, 'postgres', q('o', enabled => false));
+my ($spare_id, $spare) = issue($node, 'postgres', q('spare'));
 my ($post_url, $post_log) =
   start_postgrest($node, 'db-schemas' => 'apikeys_http');
 
@@ -111,6 +112,18 @@ like($answer->{headers}{'retry-after'}, qr/^\d+$/, 'when to retry');
 like($answer->{headers}{ratelimit}, qr/^"quota";r=0;t=\d+$/, 'state');
 is(usage($node, 'postgres', $id), 2, 'each is metered once');
 
+# To others than nginx, as it is.
+$answer = ask("$post_url/rpc/apikey_check", '-H', 'Content-Type: application/json',
+	'-H', "X-Api-Key: $key", '-d', '{}');
+my $problem = json($answer);
+is("$answer->{status} $answer->{headers}{'content-type'}", '429 application/problem+json',
+	'a refusal is a problem, said once');
+is_deeply([ @$problem{qw(title status code)} ], [ 'Too Many Requests', 429, 'USAGE_EXCEEDED' ],
+	'with title and status');
+like(ask("$post_url/rpc/apikey_check", '-H', 'Content-Type: application/json',
+		'-H', "X-Api-Key: $spare", '-d', '{}')->{headers}{'content-type'},
+	qr!^application/json!, 'a VALID is none');
+
 # The address is what nginx saw, whatever is claimed.
 is_refused(403, 'FORBIDDEN', 'another address',
 	'-H', "X-Api-Key: $here", '--interface', '127.0.0.2');
@@ -120,7 +133,38 @@ is_refused(403, 'FORBIDDEN', 'a forged address',
 is( ask("$url/x", '-H', "X-Api-Key: $here", '--interface', '127.0.0.3')->{status},
 	200, 'the right address');
 
+# A preflight of CORS carries no key: the service answers it, and nothing is
+# counted. Any other OPTIONS needs one.
+sub refused { return $node->safe_psql('postgres', q(SELECT sum(value) FROM apikeys.stats WHERE name ~ '^[A-Z_]+$')) }
+my $before = refused();
+my @preflight = ('-X', 'OPTIONS', '-H', 'Origin: https://example.com',
+	'-H', 'Access-Control-Request-Method: GET', '-H', 'X-Api-Key-User: forged', '-H', "X-Api-Key: $spare");
+$answer = ask("$url/v1/thing?q=1", @preflight);
+is("$answer->{status} $answer->{body}", '200 OPTIONS /v1/thing?q=1 user= id= key=', 'a preflight');
+is(refused(), $before, 'is not counted');
+is_refused(401, 'MALFORMED', 'another OPTIONS', '-X', 'OPTIONS', '-H', 'Origin: https://example.com');
+is(ask("$url/_apikey", @preflight)->{status}, 404, 'no way to the question');
+
+# The older headers, if they are asked for.
+$answer = ask("$url/x", '-H', "X-Api-Key: $key");
+is($answer->{headers}{'x-ratelimit-limit'}, undef, 'no older headers');
+$node->safe_psql('postgres', 'ALTER ROLE authenticator SET apikeys.legacy_rate_headers = on');
+$node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE usename = 'authenticator'));
+ok( until_true(sub { return ask("$url/x", '-H', "X-Api-Key: $spare")->{status} == 200 }), 'PostgREST has connected anew');
+$node->safe_psql('postgres', "SELECT apikey_usage_adjust('$id', -1)");
+foreach my $status (200, 429)
+{
+	$answer = ask("$url/x", '-H', "X-Api-Key: $key");
+	is(join(' ', $answer->{status}, map { $answer->{headers}{"x-ratelimit-$_"} // '-' } qw(limit remaining)),
+		"$status 2 0", 'the older headers');
+	like($answer->{headers}{'x-ratelimit-reset'}, qr/^\d{10}$/, 'with the reset');
+}
+
 # What the client gets wrong is no fault of the server's.
+is( ask("$url/x", '-H', "X-Api-Key: $here", '--interface', '127.0.0.3', '-H', "X-Forwarded-For: \xff, 192.0.2.1")->{status},
+	200, 'an address that is no text');
+is_refused(403, 'FORBIDDEN', 'which is not believed',
+	'-H', "X-Api-Key: $here", '--interface', '127.0.0.2', '-H', "X-Forwarded-For: \xff, 127.0.0.3");
 is_refused(401, 'MALFORMED', 'a key that is no text', '-H', "X-Api-Key: \xff");
 is_refused(401, 'MALFORMED', 'a token that is no text', '-H', "Authorization: Bearer \xff");
 is( ask("$url/\xff?q=\xff", '-H', "X-Api-Key: $here", '--interface', '127.0.0.3')->{status},
@@ -148,7 +192,7 @@ is(ask("$url/_apikey", '-H', "X-Api-Key: $here")->{status},
 ok( $node->poll_query_until(
 		'postgres', qq(
 		SELECT string_agg(concat_ws(' ', endpoint, method, code, ip_address), E'\n' ORDER BY timestamp) = E'/v1/thing DELETE VALID 127.0.0.1\n/forbidden GET VALID 127.0.0.1\n/v1/thing GET USAGE_EXCEEDED 127.0.0.1'
-		  FROM apikeys.requests WHERE key_id = '$id')),
+		  FROM apikeys.requests WHERE key_id = '$id' AND endpoint NOT IN ('/rpc/apikey_check', '/x'))),
 	'the history has path and method of the request, without its query');
 
 # PostgREST gone: nothing passes.
@@ -160,7 +204,7 @@ foreach my $file ($node->logfile, $post_log, glob "$dir/*")
 {
 	next unless -f $file;
 	unlike(slurp_file($file), qr/\Q$_\E/, 'no secret in a log')
-	  foreach $key, $here, $off, $spaced;
+	  foreach $key, $here, $off, $spaced, $spare;
 }
 
 done_testing();

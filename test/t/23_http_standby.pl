@@ -25,6 +25,10 @@ $primary->safe_psql('postgres',
 my ($id, $free) = issue($primary, 'postgres', q('free', 'alice'));
 my ($limited_id, $limited) = issue($primary, 'postgres', q('limited', plan_id => 'tenant'));
 
+$primary->safe_psql('postgres',
+	q(CREATE ROLE web_viewer;
+	  GRANT web_viewer TO authenticator;
+	  SELECT apikey_grant('web_viewer', 'viewer'), apikey_grant('web_viewer', 'verifier')));
 $primary->backup('b');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($primary, 'b', has_streaming => 1);
@@ -38,6 +42,15 @@ $answer = ask("$url/notes", '-H', "X-Api-Key: $limited");
 is($answer->{status}, 503, 'a limited one') or diag($answer->{all});
 is(json($answer)->{code}, '25006', '... and why');
 is(ask("$url/notes", '-H', 'X-Api-Key: junk')->{status}, 401, 'none');
+
+my ($manage) = start_postgrest($standby, 'db-channel-enabled' => 'false',
+	'db-schemas' => 'apikeys_http', 'db-anon-role' => 'web_viewer');
+is(ask("$manage/rpc/$_")->{status}, 200, "GET $_")
+  foreach 'apikey_list', 'apikey_count', "apikey_get?id=$id", "apikey_usage?id=$id", 'apikey_dashboard';
+is(ask("$manage/rpc/apikey_check", '-H', "X-Api-Key: $_->[1]")->{status}, $_->[0], 'GET apikey_check')
+  foreach [ 200, $free ], [ 503, $limited ], [ 401, 'junk' ];
+$answer = ask("$manage/rpc/apikey_verify", '-H', 'Content-Type: application/json', '-d', qq({"key": "$free"}));
+is("$answer->{status} " . json($answer)->{code}, '400 0A000', 'PostgREST makes no POST there');
 
 stop_services();
 $standby->stop;

@@ -135,6 +135,19 @@ sql(qq(
 	SELECT step, start, code, requests, cost FROM apikeys.rollups
 	 WHERE start = date_trunc(step, now(), 'UTC') - interval '5 hours' * (step = 'hour')::int - interval '48 hours' * (step = 'day')::int));
 
+# Compiling the plans would take longer than running them.
+my (undef, undef, $plans) = $node->psql(
+	'postgres', q(
+	LOAD 'auto_explain';
+	SET auto_explain.log_min_duration = 0;
+	SET auto_explain.log_analyze = on;
+	SET auto_explain.log_nested_statements = on;
+	SET client_min_messages = log;
+	SET jit = on;
+	SELECT apikeys_http.apikey_dashboard()));
+like($plans, qr/Index.* on rollups/, 'plans are seen');
+unlike($plans, qr/JIT:/, 'and not compiled');
+
 my $this_hour = q(SELECT (extract(epoch FROM date_trunc('hour', now())) / 3600)::bigint);
 my $since = sql($this_hour);
 
