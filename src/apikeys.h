@@ -152,6 +152,7 @@ extern const char *ak_outcome_name(AkOutcome outcome);
 /* ----- database.c: what shared memory holds of a database ----- */
 
 #define AK_PARTITIONS 128
+#define AK_ASKED_MAX 128
 #define AK_LANES 8
 
 /*
@@ -221,6 +222,10 @@ typedef struct AkDatabase
 								 * counts to a crash */
 	pg_atomic_uint64 seen;		/* latest wall clock used for a period */
 	pg_atomic_uint32 dirty;		/* list of entries new to the worker */
+	slock_t		asked_lock;
+	uint32		nasked;			/* entries to be written soon; if they are more
+								 * than AK_ASKED_MAX, any may be */
+	uint32		asked[AK_ASKED_MAX];
 	pg_atomic_uint32 refundable;	/* transactions that may yet give back */
 	pg_atomic_uint32 reserved;	/* reservations that are held */
 	TimestampTz last_written;	/* latest clock in a row of apikeys.usage */
@@ -712,6 +717,7 @@ extern bool ak_is_unlimited(const MeterKey *key, int64 limit);
 extern LWLock *ak_partition_lock(const MeterKey *key);
 extern void ak_meter_barrier(void);
 extern uint32 ak_meter_take_dirty(AkDatabase *db);
+extern uint32 ak_meter_take_asked(AkDatabase *db, uint32 asked[AK_ASKED_MAX]);
 extern bool ak_usage_row(const MeterKey *key, int64 limit, MeterEntry *entry);
 extern int64 ak_rate_mark(const MeterKey *key);
 

@@ -101,6 +101,7 @@ slot_init(AkDatabase *db, Oid dboid, Oid extension)
 	db->generation = ++ak_shared->next_generation;
 	pg_atomic_init_u64(&db->seen, 0);
 	pg_atomic_init_u32(&db->dirty, AK_NONE);
+	SpinLockInit(&db->asked_lock);
 	pg_atomic_init_u32(&db->refundable, 0);
 	pg_atomic_init_u32(&db->reserved, 0);
 	for (int i = 0; i < AK_LANES; i++)

@@ -48,6 +48,7 @@ struct AkFlush
 	AkDatabase *db;
 	uint32		pass;			/* number of the pass, for last_write; never 0 */
 	bool		is_crowded;		/* idle entries shall become clean at once */
+	bool		missed_some;	/* that were asked for: look at all */
 	Tracked    *tracked;
 	int			ntracked;
 	int			capacity;
@@ -129,6 +130,7 @@ ak_flush_create(AkDatabase *db)
 
 	flush->db = db;
 	flush->pass = 1;
+	flush->missed_some = true;
 	flush->capacity = 64;
 	flush->tracked = MemoryContextAlloc(TopMemoryContext,
 										flush->capacity * sizeof(Tracked));
@@ -481,25 +483,13 @@ is_crowded(const AkFlush *flush)
 	return n > ak_max_tracked_keys / 2;
 }
 
-/*
- * Pass over the counts and write what is due.  False if a write has failed:
- * nothing is lost, it is tried again at the next pass.
- */
-bool
-ak_flush_counts(AkFlush *flush, AkPass pass)
+/* Pass over all counts that are looked after.  False if a write has failed. */
+static bool
+write_due(AkFlush *flush, AkPass pass, Batch *batch)
 {
-	Batch		batch = {.db = flush->db};
 	int			kept = 0;
 	bool		ok = true;
 
-	flush->db->urgent = false;
-	pg_memory_barrier();
-	track_listed(flush, 0);
-	if (pass == AK_PASS_INTERVAL)
-		flush->pass = flush->pass % AK_LAST_WRITE_MAX + 1;
-	flush->is_crowded = is_crowded(flush);
-	batch.pass = flush->pass;
-	batch.rows = palloc(BATCH * sizeof(Row));
 	for (int i = 0; i < flush->ntracked; i++)
 	{
 		Tracked		tracked = flush->tracked[i];
@@ -511,7 +501,7 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		if (ok)
-			due = plan_row(flush, entry, &tracked, pass, &batch.rows[batch.n]);
+			due = plan_row(flush, entry, &tracked, pass, &batch->rows[batch->n]);
 		if (due == DUE_NOTHING)
 			entry->dirty = false;
 		if (pass != AK_PASS_URGENT)
@@ -520,13 +510,81 @@ ak_flush_counts(AkFlush *flush, AkPass pass)
 
 		if (due != DUE_NOTHING)
 			flush->tracked[kept++] = tracked;
-		if (due == DUE_NOW && ++batch.n == BATCH)
-			ok = write_batch(&batch, pass);
+		if (due == DUE_NOW && ++batch->n == BATCH)
+			ok = write_batch(batch, pass);
 	}
 	flush->ntracked = kept;
-	flush->db->ntracked = kept;
-	if (ok)
-		ok = write_batch(&batch, pass);
+	return ok && write_batch(batch, pass);
+}
+
+static int
+compare_entries(const void *a, const void *b)
+{
+	uint32		x = *(const uint32 *) a;
+	uint32		y = *(const uint32 *) b;
+
+	return (x > y) - (x < y);
+}
+
+/*
+ * Write what was asked for, however many counts there are.  Each stays among
+ * those that are looked after.
+ */
+static bool
+write_asked(AkFlush *flush, uint32 *asked, int n, Batch *batch)
+{
+	qsort(asked, n, sizeof(uint32), compare_entries);
+	for (int i = 0; i < n; i++)
+	{
+		MeterEntry *entry = &ak_shared->entries[asked[i]];
+		MeterKey	key = entry->key;
+		LWLock	   *lock = ak_partition_lock(&key);
+
+		if (i > 0 && asked[i] == asked[i - 1])
+			continue;
+		LWLockAcquire(lock, LW_EXCLUSIVE);
+
+		/* It may have been written meanwhile, and be another's by now. */
+		if (entry->in_use && entry->dirty && entry->raise_asked &&
+			memcmp(&entry->key, &key, sizeof(key)) == 0 &&
+			key.generation == flush->db->generation &&
+			plan_row(flush, entry, NULL, AK_PASS_URGENT,
+					 &batch->rows[batch->n]) == DUE_NOW)
+			batch->n++;
+		LWLockRelease(lock);
+	}
+	return write_batch(batch, AK_PASS_URGENT);
+}
+
+StaticAssertDecl(AK_ASKED_MAX <= BATCH, "what is asked for fits into a batch");
+
+/*
+ * Write the counts that are due.  False if a write has failed: nothing is lost,
+ * it is tried again at the next pass.
+ */
+bool
+ak_flush_counts(AkFlush *flush, AkPass pass)
+{
+	Batch		batch = {.db = flush->db};
+	uint32		asked[AK_ASKED_MAX];
+	uint32		nasked;
+	bool		ok;
+
+	flush->db->urgent = false;
+	pg_memory_barrier();
+	nasked = ak_meter_take_asked(flush->db, asked);
+	track_listed(flush, 0);
+	if (pass == AK_PASS_INTERVAL)
+		flush->pass = flush->pass % AK_LAST_WRITE_MAX + 1;
+	flush->is_crowded = is_crowded(flush);
+	batch.pass = flush->pass;
+	batch.rows = palloc(BATCH * sizeof(Row));
+	if (pass == AK_PASS_URGENT && nasked <= AK_ASKED_MAX && !flush->missed_some)
+		ok = write_asked(flush, asked, nasked, &batch);
+	else
+		ok = write_due(flush, pass, &batch);
+	flush->missed_some = !ok;
+	flush->db->ntracked = flush->ntracked;
 	pfree(batch.rows);
 	return ok;
 }

@@ -139,8 +139,7 @@ take(AkDatabase *db, const AkCharge *charge, AkLimit *limit,
 		entry->ceiling < limit->amount &&
 		(entry->ceiling - entry->charged) * 2 < ak_meter_step(entry))
 	{
-		entry->raise_asked = true;
-		db->urgent = true;
+		ak_ask_for_write(db, entry);
 		*nudge = true;
 	}
 }
@@ -149,9 +148,7 @@ static void
 ask_for_ceiling(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
 {
 	entry->wanted = Max(entry->wanted, limit->cost);
-	entry->raise_asked = true;
-	ak_mark_dirty(db, entry);
-	db->urgent = true;
+	ak_ask_for_write(db, entry);
 }
 
 /*
@@ -172,9 +169,7 @@ see_limit(AkDatabase *db, MeterEntry *entry, int64 limit, bool *nudge)
 	entry->ceiling = Min(entry->ceiling, Max(entry->charged, bound));
 	if (entry->charged > bound)
 	{
-		entry->raise_asked = true;
-		ak_mark_dirty(db, entry);
-		db->urgent = true;
+		ak_ask_for_write(db, entry);
 		*nudge = true;
 	}
 }

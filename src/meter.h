@@ -82,6 +82,7 @@ typedef struct AkPartitions
 
 /* meter_load.c */
 extern void ak_mark_dirty(AkDatabase *db, MeterEntry *entry);
+extern void ak_ask_for_write(AkDatabase *db, MeterEntry *entry);
 extern void ak_partitions_find(const AkCharge *charge, AkPartitions *partitions);
 extern void ak_partitions_lock(const AkPartitions *partitions);
 extern void ak_partitions_unlock(const AkPartitions *partitions);

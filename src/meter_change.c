@@ -43,9 +43,7 @@ static void
 note_change(AkDatabase *db, MeterEntry *entry)
 {
 	entry->changes++;
-	entry->raise_asked = true;
-	ak_mark_dirty(db, entry);
-	db->urgent = true;
+	ak_ask_for_write(db, entry);
 }
 
 bool
@@ -258,8 +256,7 @@ all_durable(AkDatabase *db, const AkCharge *charge, const uint8 *versions)
 			!is_durable(entry, versions[i]))
 		{
 			durable = false;
-			entry->raise_asked = true;
-			db->urgent = true;
+			ak_ask_for_write(db, entry);
 		}
 		LWLockRelease(lock);
 	}

@@ -33,6 +33,38 @@ ak_mark_dirty(AkDatabase *db, MeterEntry *entry)
 										   entry - ak_shared->entries));
 }
 
+/*
+ * Have the worker write an entry before its time.  The caller holds its partition.
+ * Entries may be there more than once.
+ */
+void
+ak_ask_for_write(AkDatabase *db, MeterEntry *entry)
+{
+	entry->raise_asked = true;
+	ak_mark_dirty(db, entry);
+	SpinLockAcquire(&db->asked_lock);
+	if (db->nasked < AK_ASKED_MAX)
+		db->asked[db->nasked] = entry - ak_shared->entries;
+	if (db->nasked <= AK_ASKED_MAX)
+		db->nasked++;
+	SpinLockRelease(&db->asked_lock);
+	db->urgent = true;
+}
+
+/* Take what was asked for.  Returns how many entries, or AK_ASKED_MAX + 1. */
+uint32
+ak_meter_take_asked(AkDatabase *db, uint32 asked[AK_ASKED_MAX])
+{
+	uint32		n;
+
+	SpinLockAcquire(&db->asked_lock);
+	n = db->nasked;
+	memcpy(asked, db->asked, Min(n, AK_ASKED_MAX) * sizeof(uint32));
+	db->nasked = 0;
+	SpinLockRelease(&db->asked_lock);
+	return n;
+}
+
 /* Take the list; its entries are linked by next_dirty. */
 uint32
 ak_meter_take_dirty(AkDatabase *db)

@@ -266,5 +266,32 @@ is(verify($node, 'postgres', $few_secret),
 	'VALID', 'verification goes on when the worker can write again');
 is(verify($node, 'postgres', $fresh_secret), 'VALID', 'and read');
 
+# ----- Ceilings before the interval -----
+
+# Whose ceiling is half used has the next one on its way, however many there are:
+# a second request is the last that a limit of 128 admits without a row.
+$node->append_conf('postgresql.conf', q(apikeys.flush_interval = '60s'));
+$node->restart;
+$node->safe_psql('postgres', q(
+	SELECT apikey_plan_create('Steps', 128, 'year', plan_id => 'steps');
+	CREATE TABLE many AS SELECT k.id, k.api_key
+	  FROM generate_series(1, 1000) n, apikey_create('many ' || n, plan_id => 'steps') k));
+is(verify($node, 'postgres', $few_secret), 'VALID', 'the meter is open');
+ok( $node->poll_query_until('postgres', q(
+		SELECT state = 'idle' FROM pg_stat_activity WHERE backend_type = 'apikeys worker')),
+	'and its interval long');
+is( $node->safe_psql('postgres', q(
+	SELECT count(*) FROM many WHERE (apikey_verify(api_key)).valid;
+	SELECT count(*) FROM many WHERE (apikey_verify(api_key)).valid)),
+	"1000\n1000", 'many keys are used twice');
+ok( $node->poll_query_until('postgres', q(
+		SELECT count(*) = 1000 FROM apikeys.usage u JOIN many m ON m.id = u.subject_id
+		 WHERE u.ceiling > 2)),
+	'and all have their next ceilings');
+is( $node->safe_psql('postgres', q(
+	SELECT max(u.updated_at) - min(u.updated_at) < '15 s'
+	  FROM apikeys.usage u JOIN many m ON m.id = u.subject_id)),
+	't', 'long before the interval is over');
+
 $node->stop;
 done_testing();
