@@ -98,7 +98,7 @@ CREATE TABLE apikeys.users (
     refill_since timestamptz,
     CONSTRAINT users_refill_check
         CHECK (CASE WHEN refill_amount IS NULL THEN num_nonnulls(refill_every, refill_day, refill_since) = 0
-               ELSE refill_since IS NOT NULL AND apikeys.is_refill(refill_every, refill_day) END),
+               ELSE num_nonnulls(refill_every, refill_since) = 2 AND refill_every > '0' END),
     erased_at timestamptz,
     CONSTRAINT users_erased_check CHECK (erased_at IS NULL OR deleted_at IS NOT NULL)
 );
@@ -193,7 +193,7 @@ CREATE TABLE apikeys.keys (
     refill_since timestamptz,
     CONSTRAINT keys_refill_check
         CHECK (CASE WHEN refill_amount IS NULL THEN num_nonnulls(refill_every, refill_day, refill_since) = 0
-               ELSE refill_since IS NOT NULL AND apikeys.is_refill(refill_every, refill_day) END),
+               ELSE num_nonnulls(refill_every, refill_since) = 2 AND refill_every > '0' END),
     erased_at timestamptz,
     CONSTRAINT keys_erased_check CHECK (erased_at IS NULL OR deleted_at IS NOT NULL),
     CONSTRAINT keys_digest_key UNIQUE (digest),

@@ -124,6 +124,7 @@ SELECT s.action, test.refusal('SELECT ' || s.action), test.context('SELECT ' || 
 RESET ROLE;
 SELECT count(*) FROM apikey_role_create('messages');
 SELECT count(*) FROM apikey_limit_set('messages', 1, '1 s', plan_id => 'messages');
+SELECT count(*) FROM apikey_create('messages');
 CREATE ROLE regress_writer;
 GRANT pg_read_all_data, pg_write_all_data TO regress_writer;
 SET ROLE regress_writer;
@@ -131,11 +132,15 @@ BEGIN;
 UPDATE apikeys.plans SET max_requests = -1 WHERE id = 'messages' RETURNING max_requests;
 UPDATE apikeys.roles SET permissions = '{a}' WHERE name = 'messages' RETURNING permissions;
 UPDATE apikeys.limits SET amount = 2 WHERE name = 'messages' RETURNING burst;
+UPDATE apikeys.users SET is_disabled = true WHERE id = 'messages' RETURNING is_disabled;
+UPDATE apikeys.keys SET enabled = false, credits = 5, refill_amount = 5, refill_every = '1 day'
+ WHERE name = 'messages' RETURNING enabled, refill_since IS NOT NULL AS refills;
 ROLLBACK;
 SELECT test.refusal($$UPDATE apikeys.plans SET request_period = 'fortnight' WHERE id = 'messages'$$);
 SELECT test.refusal($$UPDATE apikeys.plans SET request_period = NULL WHERE id = 'messages'$$);
 SELECT test.refusal($$UPDATE apikeys.roles SET permissions = '{a b}' WHERE name = 'messages'$$);
 SELECT test.refusal($$UPDATE apikeys.limits SET period = '1 month' WHERE name = 'messages'$$);
+SELECT test.refusal($$UPDATE apikeys.keys SET refill_amount = 5, refill_every = '1.5 seconds' WHERE name = 'messages'$$);
 RESET ROLE;
 REVOKE pg_read_all_data, pg_write_all_data FROM regress_writer;
 DROP ROLE regress_writer;
