@@ -193,6 +193,9 @@ ak_database_forget(Oid dboid, Oid except_extension)
  * ak_database_unhold(): somebody is about to drop, rename or copy it, or
  * to update the extension there.  Waits
  * for at most five seconds, as long as the server itself would.
+ *
+ * Who wants a worker meanwhile asks once and then sleeps: "worker_wanted" stays
+ * as it is, for the launcher to find afterwards.
  */
 void
 ak_database_hold(Oid dboid)
@@ -211,7 +214,6 @@ ak_database_hold(Oid dboid)
 			if (db->dboid == dboid)
 			{
 				db->held_by = MyProcPid;
-				db->worker_wanted = false;
 				if (db->worker != NULL)
 				{
 					db->step_aside = true;

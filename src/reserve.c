@@ -500,25 +500,36 @@ claim_due(AkDatabase *db, const AkReservationKey *key, AkReservation *claimed)
 	return claims;
 }
 
+typedef struct Release
+{
+	AkDatabase *db;
+	const AkReservation *claimed;
+} Release;
+
+/* An error, or the worker's end: it is held as before. */
+static void
+abandon_release(int code, Datum arg)
+{
+	const Release *release = (Release *) DatumGetPointer(arg);
+
+	end_claim(release->db, release->claimed, AK_HELD);
+}
+
 /* Give back a claimed reservation, or hold it as before if that cannot be now. */
 static void
 release_claimed(AkDatabase *db, const AkReservation *claimed)
 {
+	Release		release = {.db = db,.claimed = claimed};
 	AkCharge	charge;
 	RecordSpace record;
 	bool		settled;
 
 	charge_of(claimed, 0, &charge);
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(abandon_release, PointerGetDatum(&release));
 	{
 		settled = ak_meter_try_settle(&charge);
 	}
-	PG_CATCH();
-	{
-		end_claim(db, claimed, AK_HELD);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(abandon_release, PointerGetDatum(&release));
 	end_claim(db, claimed, settled ? AK_ENDED_RELEASED : AK_HELD);
 	if (!settled)
 		return;
