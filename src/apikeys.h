@@ -261,6 +261,7 @@ typedef struct AkShared
 {
 	PGPROC	   *launcher;
 	uint32		next_generation;	/* control lock */
+	bool		slot_wanted;	/* somebody found no slot; control lock */
 	slock_t		free_lock;
 	uint32		free_entry;		/* heads of free lists; free_lock */
 	uint32		free_chunk;
@@ -381,7 +382,7 @@ typedef struct AkCatalog
 } AkCatalog;
 
 extern const AkCatalog *ak_catalog(void);
-extern bool ak_catalog_exists(void);
+extern bool ak_catalog_is(Oid extension);
 extern uint64 ak_catalog_changes(void);
 extern Oid	ak_functions_schema(void);
 extern void ak_catalog_announce(Oid relid);
