@@ -45,6 +45,7 @@
 #include "access/htup.h"
 #include "datatype/timestamp.h"
 #include "fmgr.h"
+#include "lib/ilist.h"
 #include "nodes/plannodes.h"
 #include "port/atomics.h"
 #include "storage/buf.h"
@@ -223,6 +224,9 @@ typedef struct AkDatabase
 	pg_atomic_uint32 dirty;		/* list of entries new to the worker */
 	pg_atomic_uint32 refundable;	/* transactions that may yet give back */
 	pg_atomic_uint32 reserved;	/* reservations that are held */
+	dlist_head	held;			/* these; reservations lock */
+	TimestampTz held_until;		/* no deadline of theirs is before this; set
+								 * under reservations lock */
 	TimestampTz last_written;	/* latest clock in a row of apikeys.usage */
 	uint64		usage_rows;		/* written; statistics, the worker's own */
 	uint64		history_rows;
@@ -262,6 +266,8 @@ typedef struct AkShared
 	PGPROC	   *launcher;
 	uint32		next_generation;	/* control lock */
 	bool		slot_wanted;	/* somebody found no slot; control lock */
+	dlist_head	ended;			/* reservations that have, oldest first;
+								 * reservations lock */
 	slock_t		free_lock;
 	uint32		free_entry;		/* heads of free lists; free_lock */
 	uint32		free_chunk;
@@ -792,6 +798,8 @@ typedef struct AkReservation
 	AkReservationKey key;
 	pg_uuid_t	key_id;
 	AkReservationState state;
+	dlist_node	node;			/* of its database's held ones, or of all
+								 * that have ended */
 	bool		is_written;		/* in the marks of a meter that was closed */
 	TimestampTz charged_at;
 	TimestampTz deadline;
@@ -803,6 +811,8 @@ typedef struct AkReservation
 /* reservation_table.c, but the release */
 extern Size ak_reservations_shmem_size(void);
 extern void ak_reservations_shmem_init(void);
+extern void ak_reservation_prepare(const AkReservationKey *key, TimestampTz now,
+								   TimestampTz deadline);
 extern void ak_reservations_release_due(AkDatabase *db);
 extern int	ak_reservations_held(AkDatabase *db, bool closing,
 								 AkReservation **held);

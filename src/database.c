@@ -227,11 +227,17 @@ ak_database_acquire(Oid dboid, Oid extension)
 void
 ak_database_release(AkDatabase *db)
 {
+	uint32		generation;
+
 	db->open = false;
 	ak_meter_barrier();
-	ak_meter_forget(db->generation, false);
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	generation = db->generation;
+	db->generation = ++ak_shared->next_generation;	/* nothing more is held */
+	LWLockRelease(ak_shared->control);
+	ak_meter_forget(generation, false);
 	ak_history_forget(db);
-	ak_reservations_forget(db->generation, false);
+	ak_reservations_forget(generation, false);
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
 	db->generation = ++ak_shared->next_generation;
 	db->worker = NULL;
