@@ -197,26 +197,30 @@ done_alone(Node *stmt, Oid dboid)
 		ak_catalog_updated();
 }
 
-/* Run a command that needs a database for itself, while its worker is away. */
+static void
+let_worker_back(int code, Datum arg)
+{
+	ak_database_unhold();
+}
+
+/*
+ * Run a command that needs a database for itself, while its worker is away.  It
+ * comes back also if the session is ended: others wait for it.
+ */
 static void
 run_alone(Oid dboid, PlannedStmt *pstmt, const char *query,
 		  bool read_only_tree, ProcessUtilityContext context,
 		  ParamListInfo params, QueryEnvironment *env, DestReceiver *dest,
 		  QueryCompletion *qc)
 {
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(let_worker_back, (Datum) 0);
 	{
 		ak_database_hold(dboid);
 		next_utility(pstmt, query, read_only_tree, context, params, env, dest,
 					 qc);
 		done_alone(pstmt->utilityStmt, dboid);
 	}
-	PG_CATCH();
-	{
-		ak_database_unhold();
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(let_worker_back, (Datum) 0);
 	ak_database_unhold();
 }
 

@@ -45,6 +45,7 @@
 #include "access/htup.h"
 #include "datatype/timestamp.h"
 #include "fmgr.h"
+#include "lib/ilist.h"
 #include "nodes/plannodes.h"
 #include "port/atomics.h"
 #include "storage/buf.h"
@@ -228,6 +229,9 @@ typedef struct AkDatabase
 	uint32		asked[AK_ASKED_MAX];
 	pg_atomic_uint32 refundable;	/* transactions that may yet give back */
 	pg_atomic_uint32 reserved;	/* reservations that are held */
+	dlist_head	held;			/* these; reservations lock */
+	TimestampTz held_until;		/* no deadline of theirs is before this; set
+								 * under reservations lock */
 	TimestampTz last_written;	/* latest clock in a row of apikeys.usage */
 	uint64		usage_rows;		/* written; statistics, the worker's own */
 	uint64		history_rows;
@@ -266,6 +270,9 @@ typedef struct AkShared
 {
 	PGPROC	   *launcher;
 	uint32		next_generation;	/* control lock */
+	bool		slot_wanted;	/* somebody found no slot; control lock */
+	dlist_head	ended;			/* reservations that have, oldest first;
+								 * reservations lock */
 	slock_t		free_lock;
 	uint32		free_entry;		/* heads of free lists; free_lock */
 	uint32		free_chunk;
@@ -386,7 +393,7 @@ typedef struct AkCatalog
 } AkCatalog;
 
 extern const AkCatalog *ak_catalog(void);
-extern bool ak_catalog_exists(void);
+extern bool ak_catalog_is(Oid extension);
 extern uint64 ak_catalog_changes(void);
 extern Oid	ak_functions_schema(void);
 extern void ak_catalog_announce(Oid relid);
@@ -802,6 +809,8 @@ typedef struct AkReservation
 	AkReservationKey key;
 	pg_uuid_t	key_id;
 	AkReservationState state;
+	dlist_node	node;			/* of its database's held ones, or of all
+								 * that have ended */
 	bool		is_written;		/* in the marks of a meter that was closed */
 	TimestampTz charged_at;
 	TimestampTz deadline;
@@ -813,6 +822,8 @@ typedef struct AkReservation
 /* reservation_table.c, but the release */
 extern Size ak_reservations_shmem_size(void);
 extern void ak_reservations_shmem_init(void);
+extern void ak_reservation_prepare(const AkReservationKey *key, TimestampTz now,
+								   TimestampTz deadline);
 extern void ak_reservations_release_due(AkDatabase *db);
 extern int	ak_reservations_held(AkDatabase *db, bool closing,
 								 AkReservation **held);

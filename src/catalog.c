@@ -215,24 +215,22 @@ resolve(Oid extension)
 	catalog.extension = extension;
 }
 
-static bool
-catalog_resolve(bool missing_ok)
+static void
+catalog_resolve(void)
 {
 	static bool registered = false;
 	Oid			extension;
 
 	/* The slot may have been taken back, and given to another database. */
 	if (likely(resolved && catalog.db->generation == catalog.generation))
-		return true;
+		return;
 	resolved = false;
 	if (!registered)
 	{
 		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
 		registered = true;
 	}
-	extension = get_extension_oid("apikeys", missing_ok);
-	if (!OidIsValid(extension))
-		return false;
+	extension = get_extension_oid("apikeys", false);
 
 	/* An invalidation that comes while names are looked up counts. */
 	resolved = true;
@@ -246,7 +244,6 @@ catalog_resolve(bool missing_ok)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	return true;
 }
 
 /*
@@ -257,15 +254,21 @@ catalog_resolve(bool missing_ok)
 const AkCatalog *
 ak_catalog(void)
 {
-	catalog_resolve(false);
+	catalog_resolve();
 	return &catalog;
 }
 
-/* Whether the extension is installed in this database. */
+/*
+ * Whether the database's installation of the extension is still this one.  Asks
+ * for no slot: another installation may get one only after this one's is given
+ * back.
+ */
 bool
-ak_catalog_exists(void)
+ak_catalog_is(Oid extension)
 {
-	return catalog_resolve(true);
+	if (resolved && catalog.db->generation == catalog.generation)
+		return catalog.extension == extension;
+	return get_extension_oid("apikeys", true) == extension;
 }
 
 /* Changes when a plan, user, api, limit or role may have. */

@@ -113,12 +113,11 @@ slot_init(AkDatabase *db, Oid dboid, Oid extension)
 }
 
 /*
- * The slot of a database and installation, made if need be.
- *
- * Errors: 53400 if there is none left.
+ * The slot of a database and installation, made if need be.  NULL if there is
+ * none left.
  */
-AkDatabase *
-ak_database_acquire(Oid dboid, Oid extension)
+static AkDatabase *
+find_or_make(Oid dboid, Oid extension)
 {
 	AkDatabase *result = NULL;
 	AkDatabase *unused = NULL;
@@ -139,13 +138,85 @@ ak_database_acquire(Oid dboid, Oid extension)
 		result = unused;
 	}
 	LWLockRelease(ak_shared->control);
+	return result;
+}
+
+/* The slot of a database with another installation than the given one, or NULL. */
+static AkDatabase *
+slot_of_another(Oid dboid, Oid extension)
+{
+	AkDatabase *result = NULL;
+
+	LWLockAcquire(ak_shared->control, LW_SHARED);
+	for (int i = 0; i < ak_max_databases; i++)
+		if (ak_shared->databases[i].dboid == dboid &&
+			ak_shared->databases[i].extension != extension)
+			result = &ak_shared->databases[i];
+	LWLockRelease(ak_shared->control);
+	return result;
+}
+
+/* How long the worker of a dropped installation may take to leave, in ms. */
+#define LEAVE_MS 1000
+
+/*
+ * All slots are in use: take that of the installation before this one.  Its
+ * worker looks whether it is orphaned when it is woken, and gives it back.
+ * NULL if there is none, or the worker stays, as while the DROP EXTENSION is not
+ * committed.
+ */
+static AkDatabase *
+take_over(Oid dboid, Oid extension)
+{
+	AkDatabase *other = slot_of_another(dboid, extension);
+	AkDatabase *result;
+	AkWait		wait;
+
+	if (other == NULL)
+		return NULL;
+	ak_wait_begin(&wait, other, LEAVE_MS);
+	do
+	{
+		ak_database_forget(dboid, extension);
+		result = find_or_make(dboid, extension);
+	} while (result == NULL && ak_wait_once(&wait));
+	ak_wait_end(&wait);
+	return result;
+}
+
+/* Have the launcher look for slots that nobody uses any more. */
+static void
+call_for_slots(void)
+{
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	ak_shared->slot_wanted = true;
+	if (ak_shared->launcher != NULL)
+		SetLatch(&ak_shared->launcher->procLatch);
+	LWLockRelease(ak_shared->control);
+}
+
+/*
+ * The slot of a database and installation, made if need be.  The caller holds no
+ * lock: it may have to wait for the worker of the installation before.
+ *
+ * Errors: 53400 if there is none left.
+ */
+AkDatabase *
+ak_database_acquire(Oid dboid, Oid extension)
+{
+	AkDatabase *result = find_or_make(dboid, extension);
 
 	if (result == NULL)
+		result = take_over(dboid, extension);
+	if (result == NULL)
+	{
+		call_for_slots();
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("too many databases use apikeys"),
 				 errhint("Raise \"%s\" (now %d) and restart the server.",
 						 "apikeys.max_databases", ak_max_databases)));
+	}
 	return result;
 }
 
@@ -157,11 +228,17 @@ ak_database_acquire(Oid dboid, Oid extension)
 void
 ak_database_release(AkDatabase *db)
 {
+	uint32		generation;
+
 	db->open = false;
 	ak_meter_barrier();
-	ak_meter_forget(db->generation, false);
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	generation = db->generation;
+	db->generation = ++ak_shared->next_generation;	/* nothing more is held */
+	LWLockRelease(ak_shared->control);
+	ak_meter_forget(generation, false);
 	ak_history_forget(db);
-	ak_reservations_forget(db->generation, false);
+	ak_reservations_forget(generation, false);
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
 	db->generation = ++ak_shared->next_generation;
 	db->worker = NULL;
@@ -171,7 +248,10 @@ ak_database_release(AkDatabase *db)
 	ConditionVariableBroadcast(&db->changed);
 }
 
-/* Release a database's slots, but for that of one installation. */
+/*
+ * Release a database's slots, but for that of one installation.  Each is first
+ * made the caller's own, as if it were its worker, lest one attach meanwhile.
+ */
 void
 ak_database_forget(Oid dboid, Oid except_extension)
 {
@@ -180,9 +260,11 @@ ak_database_forget(Oid dboid, Oid except_extension)
 		AkDatabase *db = &ak_shared->databases[i];
 		bool		stale;
 
-		LWLockAcquire(ak_shared->control, LW_SHARED);
+		LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
 		stale = db->dboid == dboid && db->extension != except_extension &&
 			(db->worker == NULL || db->worker == MyProc);
+		if (stale)
+			db->worker = MyProc;
 		LWLockRelease(ak_shared->control);
 		if (stale)
 			ak_database_release(db);
@@ -194,6 +276,9 @@ ak_database_forget(Oid dboid, Oid except_extension)
  * ak_database_unhold(): somebody is about to drop, rename or copy it, or
  * to update the extension there.  Waits
  * for at most five seconds, as long as the server itself would.
+ *
+ * Who wants a worker meanwhile asks once and then sleeps: "worker_wanted" stays
+ * as it is, for the launcher to find afterwards.
  */
 void
 ak_database_hold(Oid dboid)
@@ -212,7 +297,6 @@ ak_database_hold(Oid dboid)
 			if (db->dboid == dboid)
 			{
 				db->held_by = MyProcPid;
-				db->worker_wanted = false;
 				if (db->worker != NULL)
 				{
 					db->step_aside = true;

@@ -280,8 +280,11 @@ plan_visits(bool first)
 	ListCell   *lc;
 
 	list_databases(&all, &visitable);
-	list_free(to_visit);
-	to_visit = first ? list_copy(visitable) : NIL;
+	if (first)
+		to_visit = list_copy(visitable);
+	foreach(lc, to_visit)
+		if (!list_member_oid(visitable, lfirst_oid(lc)))
+			to_visit = foreach_delete_current(to_visit, lc);
 	foreach(lc, slots)
 	{
 		if (!list_member_oid(all, lfirst_oid(lc)))
@@ -292,6 +295,33 @@ plan_visits(bool first)
 	list_free(slots);
 	list_free(all);
 	list_free(visitable);
+}
+
+/*
+ * Somebody found no slot: begin a round of visits, which give back the slots of
+ * extensions that were dropped, and wake the workers, which do the same; once a
+ * second at most.  Returns in how many ms to look again, or -1.
+ */
+static long
+answer_call(int64 now, int64 *next_round)
+{
+	static int64 next = 0;
+	long		left = ak_ms_until(next);
+	bool		called;
+
+	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
+	called = ak_shared->slot_wanted;
+	if (called && left == 0)
+	{
+		ak_shared->slot_wanted = false;
+		for (int i = 0; i < ak_max_databases; i++)
+			if (ak_shared->databases[i].worker != NULL)
+				SetLatch(&ak_shared->databases[i].worker->procLatch);
+		next = now + RETRY_MS * INT64CONST(1000);
+		*next_round = now;
+	}
+	LWLockRelease(ak_shared->control);
+	return called && left > 0 ? left : -1;
 }
 
 /*
@@ -346,12 +376,13 @@ ak_launcher_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 			next_round = Min(next_round, now + ak_sweep_interval * USECS_PER_SEC);
 		}
+		again = answer_call(now, &next_round);
 		if (now >= next_round)
 		{
 			plan_visits(false);
 			next_round = now + ak_sweep_interval * USECS_PER_SEC;
 		}
-		again = start_wanted();
+		again = sooner(again, start_wanted());
 		again = sooner(again, visit_next());
 		timeout = sooner(again, ak_ms_until(next_round));
 		(void) WaitLatch(MyLatch,

@@ -6,7 +6,9 @@
  *	  Runs in its worker.
  *
  * Goes by steps, each a short transaction of its own with the worker's
- * lock_timeout: one that cannot have its locks is logged, and ends the round.
+ * lock_timeout.  One that fails, say because it cannot have its locks, is logged,
+ * and tried again in the next round; the other kinds of steps go on, lest one
+ * that fails each time keep keys from expiring.
  * Between two steps the worker looks whether anybody waits for a ceiling.
  *
  *-------------------------------------------------------------------------
@@ -33,9 +35,15 @@
 /* Old request ids removed in one step. */
 #define REQUEST_ID_BATCH 10000
 
+/*
+ * Partitions that may fail to have their locks in one round: readers of the
+ * history queue behind each try.
+ */
+#define LOCK_TRIES 3
+
 typedef enum StepResult
 {
-	STEP_FAILED,				/* the error is in the server log */
+	STEP_FAILED,				/* the error is in the server log; next round */
 	STEP_AGAIN,					/* there is more of the same to do */
 	STEP_DONE
 } StepResult;
@@ -46,6 +54,9 @@ typedef struct Round
 	bool		flushed;		/* the history buffer was emptied before */
 	int			step;			/* the next one; see steps[] */
 	int			days_ahead;		/* of the next partition */
+	char		undroppable[NAMEDATALEN];	/* old partitions up to this one were
+											 * tried; empty: none yet */
+	int			lock_tries;
 } Round;
 
 static Round current;
@@ -282,6 +293,9 @@ make_partition(void *arg)
 		return;
 
 	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests)", day->name));
+
+	/* No primary key: else a publication would refuse updates and deletes. */
+	run(psprintf("ALTER TABLE apikeys.%s REPLICA IDENTITY FULL", day->name));
 	run(psprintf("WITH moved AS (DELETE FROM apikeys.requests_default"
 				 " WHERE \"timestamp\" >= '%s' AND \"timestamp\" < '%s' RETURNING *)"
 				 " INSERT INTO apikeys.%s SELECT * FROM moved",
@@ -296,35 +310,59 @@ make_partition(void *arg)
 }
 
 /*
- * Drop the oldest partition if it lies wholly before a day.  One at a time:
- * each takes a lock on the whole history for a moment.
+ * Drop the oldest partition if it lies wholly before a day, but for those that
+ * were tried in this round.  One at a time: each takes a lock on the whole
+ * history for a moment.
  */
 typedef struct Retention
 {
 	Day			first_kept;
-	bool		dropped;
+	char		oldest[NAMEDATALEN];	/* empty: there is none */
+	bool		again;
 } Retention;
 
 static void
 drop_oldest_partition(void *arg)
 {
 	Retention  *retention = arg;
-	char	   *oldest = psprintf("SELECT quote_ident(c.relname) FROM pg_inherits i"
+	char	   *oldest = psprintf("SELECT c.relname FROM pg_inherits i"
 								  " JOIN pg_class c ON c.oid = i.inhrelid"
 								  " WHERE i.inhparent = 'apikeys.requests'::regclass"
 								  " AND c.relname ~ '^requests_\\d{4}_\\d\\d_\\d\\d$'"
+								  " AND c.relname > '%s'"
 								  " AND c.relname < '%s' ORDER BY c.relname LIMIT 1",
+								  current.undroppable,
 								  retention->first_kept.name);
 
 	if (SPI_execute(oldest, true, 1) < 0)
 		elog(ERROR, "could not look for old partitions");
-	retention->dropped = SPI_processed > 0;
-	if (retention->dropped)
-		run(psprintf("DROP TABLE apikeys.%s",
-					 SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)));
+	retention->again = SPI_processed > 0;
+	if (retention->again)
+	{
+		strlcpy(retention->oldest,
+				SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1),
+				sizeof(retention->oldest));
+		run(psprintf("DROP TABLE apikeys.%s", retention->oldest));
+	}
 	else
 		run(psprintf("DELETE FROM apikeys.requests_default WHERE \"timestamp\" < '%s'",
 					 retention->first_kept.from));
+}
+
+/*
+ * A partition could not be dropped: go on with the next one, unless too many
+ * were locked.
+ */
+static StepResult
+pass_over(const char *partition)
+{
+	bool		locked = ak_my_db->last_failure.sqlerrcode ==
+		ERRCODE_LOCK_NOT_AVAILABLE;
+
+	if (locked && ++current.lock_tries >= LOCK_TRIES)
+		return STEP_FAILED;
+	strlcpy(current.undroppable, partition, sizeof(current.undroppable));
+	return STEP_AGAIN;
 }
 
 static StepResult
@@ -342,13 +380,17 @@ static StepResult
 retention_step(void)
 {
 	const int	day = MINS_PER_HOUR * HOURS_PER_DAY;
-	Retention	retention;
+	Retention	retention = {.oldest = ""};
+	StepResult	result;
 
 	if (ak_history_retention == 0)
 		return STEP_DONE;
 	set_day(&retention.first_kept,
 			current.julian - (ak_history_retention + day - 1) / day);
-	return step(drop_oldest_partition, &retention, &retention.dropped);
+	result = step(drop_oldest_partition, &retention, &retention.again);
+	if (result == STEP_FAILED && retention.oldest[0] != '\0')
+		return pass_over(retention.oldest);
+	return result;
 }
 
 /* ----- a round ----- */
@@ -372,16 +414,11 @@ ak_maintain_begin(bool flushed)
 	};
 }
 
-/*
- * Do the next step of the round.  False if it is over: all is done, or a step
- * has failed.
- */
+/* Do the next step of the round.  False if it is over. */
 bool
 ak_maintain_step(void)
 {
-	StepResult	result = steps[current.step] ();
-
-	if (result == STEP_DONE)
+	if (steps[current.step] () != STEP_AGAIN)
 		current.step++;
-	return result != STEP_FAILED && current.step < lengthof(steps);
+	return current.step < lengthof(steps);
 }

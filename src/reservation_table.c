@@ -8,6 +8,9 @@
  * does so only while the meter is open, lest the closing have written it down as
  * held.  Closing forgets only what it has written down.
  *
+ * A worker goes through what its database holds only when a deadline may have
+ * come ("held_until").  What has ended stays until its place is needed.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -50,46 +53,48 @@ ak_reservation_find(const AkReservationKey *key)
 	return hash_search(ak_reservations, key, HASH_FIND, NULL);
 }
 
-void
-ak_reservation_remove(const AkReservation *r)
-{
-	hash_search(ak_reservations, &r->key, HASH_REMOVE, NULL);
-}
-
-static bool
-has_ended(const AkReservation *r)
+bool
+ak_reservation_has_ended(const AkReservation *r)
 {
 	return r->state == AK_ENDED_SETTLED || r->state == AK_ENDED_RELEASED;
 }
 
-/* Forget what has ended; early if need be. */
 void
-ak_reservations_remove_ended(TimestampTz now, bool before_deadline)
+ak_reservation_remove(AkReservation *r)
 {
-	HASH_SEQ_STATUS seq;
-	AkReservation *r;
-
-	hash_seq_init(&seq, ak_reservations);
-	while ((r = hash_seq_search(&seq)) != NULL)
-		if (has_ended(r) && (before_deadline || r->deadline <= now))
-			ak_reservation_remove(r);
+	if (r->state == AK_HELD || ak_reservation_has_ended(r))
+		dlist_delete(&r->node);
+	hash_search(ak_reservations, &r->key, HASH_REMOVE, NULL);
 }
 
-/* A new reservation, or NULL if there is no room. */
+/*
+ * A new reservation, or NULL if there is no room.  What ended first makes room.
+ */
 AkReservation *
-ak_reservation_enter(const AkReservationKey *key, TimestampTz now)
+ak_reservation_enter(const AkReservationKey *key)
 {
 	if (hash_get_num_entries(ak_reservations) >= ak_max_reservations)
-		ak_reservations_remove_ended(now, true);
-	if (hash_get_num_entries(ak_reservations) >= ak_max_reservations)
-		return NULL;
+	{
+		if (dlist_is_empty(&ak_shared->ended))
+			return NULL;
+		ak_reservation_remove(dlist_head_element(AkReservation, node,
+												 &ak_shared->ended));
+	}
 	return hash_search(ak_reservations, key, HASH_ENTER_NULL, NULL);
 }
 
+/* Hold it, unless its database is forgotten, and it with it. */
 void
 ak_reservation_hold(AkDatabase *db, AkReservation *r)
 {
+	if (r->key.generation != db->generation)
+	{
+		ak_reservation_remove(r);
+		return;
+	}
 	r->state = AK_HELD;
+	dlist_push_tail(&db->held, &r->node);
+	db->held_until = Min(db->held_until, r->deadline);
 	pg_atomic_fetch_add_u32(&db->reserved, 1);
 }
 
@@ -98,7 +103,16 @@ void
 ak_reservation_claim(AkDatabase *db, AkReservation *r)
 {
 	r->state = AK_SETTLING;
+	dlist_delete(&r->node);
 	pg_atomic_fetch_sub_u32(&db->reserved, 1);
+}
+
+/* The end of one that was claimed. */
+void
+ak_reservation_end(AkReservation *r, AkReservationState state)
+{
+	r->state = state;
+	dlist_push_tail(&ak_shared->ended, &r->node);
 }
 
 /* ----- all of a database; the caller holds no lock ----- */
@@ -147,7 +161,7 @@ ak_reservations_put(AkDatabase *db, const AkReservation *held)
 	r = ak_reservation_find(&held->key);
 	if (r == NULL)
 	{
-		r = ak_reservation_enter(&held->key, GetCurrentTimestamp());
+		r = ak_reservation_enter(&held->key);
 		if (r != NULL)
 		{
 			*r = *held;

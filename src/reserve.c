@@ -92,17 +92,15 @@ max_cost_arg(FunctionCallInfo fcinfo)
 	return PG_GETARG_INT64(ARG_MAX_COST);
 }
 
-/* Take a place before anything is charged. */
-static void
-prepare_reservation(AkReservationKey *key, TimestampTz now,
-					TimestampTz deadline)
+/* Take a place, right before the charge. */
+void
+ak_reservation_prepare(const AkReservationKey *key, TimestampTz now,
+					   TimestampTz deadline)
 {
 	AkReservation *r;
 
-	key->generation = ak_catalog()->generation;
-	ak_uuidv7(&key->id);
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = ak_reservation_enter(key, now);
+	r = ak_reservation_enter(key);
 	if (r != NULL)
 	{
 		r->state = AK_PENDING;
@@ -119,7 +117,10 @@ prepare_reservation(AkReservationKey *key, TimestampTz now,
 						 "apikeys.max_reservations", ak_max_reservations)));
 }
 
-/* Also at an error, or the end of the session, before anything is charged. */
+/*
+ * Also at an error, or the end of the session, before anything is charged;
+ * perhaps before a place was taken.
+ */
 static void
 drop_reservation(int code, Datum arg)
 {
@@ -188,10 +189,10 @@ apikey_reserve(PG_FUNCTION_ARGS)
 {
 	TupleDesc	desc = result_desc(fcinfo, OUT_RESERVATION_COLUMNS);
 	RecordSpace record;
-	Request		request = {.reserve = true,.record = &record.record};
+	AkReservationKey key;
+	Request		request = {.reservation = &key,.record = &record.record};
 	Decision	decision;
 	int64		ttl = ttl_arg(fcinfo);
-	AkReservationKey key;
 	Datum		values[OUT_RESERVATION_COLUMNS];
 	bool		nulls[OUT_RESERVATION_COLUMNS];
 
@@ -206,7 +207,9 @@ apikey_reserve(PG_FUNCTION_ARGS)
 					  (NullableDatum) {.isnull = true});
 
 	AcceptInvalidationMessages();
-	prepare_reservation(&key, request.now, request.now + ttl);
+	key.generation = ak_catalog()->generation;
+	ak_uuidv7(&key.id);
+	request.deadline = request.now + ttl;
 	PG_ENSURE_ERROR_CLEANUP(drop_reservation, PointerGetDatum(&key));
 	{
 		ak_decide(&request, &decision);
@@ -219,7 +222,7 @@ apikey_reserve(PG_FUNCTION_ARGS)
 	 */
 	if (decision.outcome == AK_VALID && decision.is_metered)
 		keep_reservation(&key, &decision, request.cost);
-	else
+	else if (decision.is_metered)
 		drop_reservation(0, PointerGetDatum(&key));
 	if (decision.outcome == AK_VALID)
 		ak_current_remember(&decision.key, &decision.subject);
@@ -228,7 +231,7 @@ apikey_reserve(PG_FUNCTION_ARGS)
 	nulls[OUT_RESERVATION_ID] = nulls[OUT_DEADLINE] =
 		decision.outcome != AK_VALID || !decision.is_metered;
 	values[OUT_RESERVATION_ID] = UUIDPGetDatum(&key.id);
-	values[OUT_DEADLINE] = TimestampTzGetDatum(request.now + ttl);
+	values[OUT_DEADLINE] = TimestampTzGetDatum(request.deadline);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
 
@@ -303,6 +306,14 @@ wait_until_open(AkDatabase *db)
 	ak_wait_end(&wait);
 }
 
+/* Not held yet, or ended for longer than is told. */
+static bool
+is_unknown(const AkReservation *r)
+{
+	return r->state == AK_PENDING ||
+		(ak_reservation_has_ended(r) && r->deadline <= GetCurrentTimestamp());
+}
+
 /*
  * Claim a reservation that can be settled, or raise an error.
  */
@@ -321,7 +332,7 @@ claim_to_settle(AkDatabase *db, const AkReservationKey *key, int64 actual_cost,
 		LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
 		was_open = db->open;
 		r = ak_reservation_find(key);
-		if (r != NULL && r->state == AK_PENDING)
+		if (r != NULL && is_unknown(r))
 			r = NULL;
 		if (r != NULL)
 		{
@@ -350,7 +361,7 @@ end_claim(AkDatabase *db, const AkReservation *claimed,
 	if (r != NULL && state == AK_HELD)
 		ak_reservation_hold(db, r);
 	else if (r != NULL)
-		r->state = state;
+		ak_reservation_end(r, state);
 
 	/* Remembered for as long again, so that it is told why. */
 	if (r != NULL && state == AK_ENDED_RELEASED)
@@ -500,25 +511,36 @@ claim_due(AkDatabase *db, const AkReservationKey *key, AkReservation *claimed)
 	return claims;
 }
 
+typedef struct Release
+{
+	AkDatabase *db;
+	const AkReservation *claimed;
+} Release;
+
+/* An error, or the worker's end: it is held as before. */
+static void
+abandon_release(int code, Datum arg)
+{
+	const Release *release = (Release *) DatumGetPointer(arg);
+
+	end_claim(release->db, release->claimed, AK_HELD);
+}
+
 /* Give back a claimed reservation, or hold it as before if that cannot be now. */
 static void
 release_claimed(AkDatabase *db, const AkReservation *claimed)
 {
+	Release		release = {.db = db,.claimed = claimed};
 	AkCharge	charge;
 	RecordSpace record;
 	bool		settled;
 
 	charge_of(claimed, 0, &charge);
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(abandon_release, PointerGetDatum(&release));
 	{
 		settled = ak_meter_release(&charge);
 	}
-	PG_CATCH();
-	{
-		end_claim(db, claimed, AK_HELD);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(abandon_release, PointerGetDatum(&release));
 	end_claim(db, claimed, settled ? AK_ENDED_RELEASED : AK_HELD);
 	if (!settled)
 		return;
@@ -547,34 +569,40 @@ release_due(void *arg)
 	}
 }
 
-/* Find those past their deadline, and forget those that have ended. */
+/*
+ * Find those past their deadline.  They count as due until they are released,
+ * lest one that cannot be is forgotten.
+ */
 static void
 find_due(DueReservations *due, int max)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	HASH_SEQ_STATUS seq;
-	AkReservation *r;
+	dlist_iter	iter;
 
 	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	ak_reservations_remove_ended(now, false);
-	hash_seq_init(&seq, ak_reservations);
-	while ((r = hash_seq_search(&seq)) != NULL)
+	due->db->held_until = DT_NOEND;
+	dlist_foreach(iter, &due->db->held)
+	{
+		const AkReservation *r = dlist_container(AkReservation, node, iter.cur);
+
+		due->db->held_until = Min(due->db->held_until, r->deadline);
 		if (due->n < max && is_due(due->db, r, now))
 			due->keys[due->n++] = r->key;
+	}
 	LWLockRelease(ak_shared->reservations);
 }
 
 /*
- * Give back what is held past its deadline, and forget what has ended.  Only
- * the database's worker may call this.
+ * Give back what is held past its deadline.  Only the database's worker may call
+ * this.
  */
 void
 ak_reservations_release_due(AkDatabase *db)
 {
 	DueReservations due = {.db = db};
-	int			max = hash_get_num_entries(ak_reservations);
+	int			max = pg_atomic_read_u32(&db->reserved);
 
-	if (max == 0)
+	if (max == 0 || db->held_until > GetCurrentTimestamp())
 		return;
 	due.keys = palloc(max * sizeof(AkReservationKey));
 	find_due(&due, max);

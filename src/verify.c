@@ -201,12 +201,15 @@ meter(const Request *request, Decision *d)
 		ak_meter_look(&d->charge);
 		return AK_VALID;
 	}
-	if (request->reserve && d->charge.nlimits > AK_HOLDS_MAX)
+	if (request->reservation != NULL && d->charge.nlimits > AK_HOLDS_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("the key has too many limits for a reservation"),
 				 errdetail("It has %d, and at most %d can be held at once.",
 						   d->charge.nlimits, AK_HOLDS_MAX)));
+	if (request->reservation != NULL)
+		ak_reservation_prepare(request->reservation, request->now,
+							   request->deadline);
 	request->record->outcome = AK_VALID;
 	request->record->cost = d->charge.limits[0].cost;
 	d->charge.refundable = request->refund;
@@ -403,7 +406,7 @@ apikey_verify(PG_FUNCTION_ARGS)
 	bool		nulls[OUT_COLUMNS];
 
 	request.refund = on_abort_arg(fcinfo);
-	request.reserve = false;
+	request.reservation = NULL;
 	request.secret = fcinfo->args[ARG_KEY];
 	request.ip_address = PG_ARGISNULL(ARG_IP_ADDRESS) ? NULL :
 		PG_GETARG_INET_PP(ARG_IP_ADDRESS);

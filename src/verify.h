@@ -45,7 +45,9 @@ typedef struct Request
 	char	   *api_id;			/* NULL: any */
 	AkNamedCosts *costs;		/* NULL: cost for every limit */
 	bool		refund;			/* if the transaction aborts */
-	bool		reserve;		/* to be settled later; see reserve.c */
+	const AkReservationKey *reservation;	/* to take a place for before the
+											 * charge; NULL: none */
+	TimestampTz deadline;		/* of that */
 	TimestampTz now;
 	AkRecord   *record;
 } Request;

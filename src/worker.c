@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "commands/extension.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
@@ -136,21 +137,25 @@ detach(int code, Datum arg)
 	ak_my_db = NULL;
 }
 
-/* Find the database's slot.  NULL if the extension is not installed. */
+/*
+ * Find the database's slot.  NULL if the extension is not installed.  Slots of
+ * former installations are given back first: there may be no other one left.
+ */
 static AkDatabase *
-find_slot(void)
+find_slot(uint32 *generation)
 {
 	AkDatabase *db = NULL;
+	Oid			extension;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (ak_catalog_exists())
+	extension = get_extension_oid("apikeys", true);
+	ak_database_forget(MyDatabaseId, extension);
+	if (OidIsValid(extension))
 	{
 		db = ak_catalog()->db;
-		ak_database_forget(MyDatabaseId, db->extension);
+		*generation = ak_catalog()->generation;
 	}
-	else
-		ak_database_forget(MyDatabaseId, InvalidOid);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	return db;
@@ -158,15 +163,17 @@ find_slot(void)
 
 /*
  * Become the database's worker.  False if it has one, or wants none now; or one
- * that opens the meter, and this is only a visit.
+ * that opens the meter, and this is only a visit; or the slot is not the one that
+ * was found any more.
  */
 static bool
-attach(AkDatabase *db, bool is_visit)
+attach(AkDatabase *db, uint32 generation, bool is_visit)
 {
 	bool		attached;
 
 	LWLockAcquire(ak_shared->control, LW_EXCLUSIVE);
-	attached = db->worker == NULL && db->held_by == 0 &&
+	attached = db->generation == generation &&
+		db->worker == NULL && db->held_by == 0 &&
 		!(is_visit && db->worker_wanted);
 	if (attached)
 	{
@@ -264,6 +271,7 @@ ak_worker_main(Datum arg)
 {
 	AkDatabase *db;
 	AkFlush    *flush;
+	uint32		generation;
 
 	pqsignal(SIGTERM, handle_sigterm);
 	pqsignal(SIGINT, handle_sigint);
@@ -273,8 +281,8 @@ ak_worker_main(Datum arg)
 											  InvalidOid, 0);
 	override_settings();
 
-	db = find_slot();
-	if (db == NULL || !attach(db, AK_WORKER_IS_VISIT(arg)))
+	db = find_slot(&generation);
+	if (db == NULL || !attach(db, generation, AK_WORKER_IS_VISIT(arg)))
 		proc_exit(0);
 	before_shmem_exit(detach, (Datum) 0);
 

@@ -258,7 +258,7 @@ ak_worker_serve(AkFlush *flush)
 			ak_reservations_release_due(ak_my_db);
 		if (now >= schedule.next_counts)
 			flush_counts_due(flush, &schedule, now);
-		if (now >= schedule.next_sweep)
+		if (now >= schedule.next_sweep && !schedule.maintaining)
 			sweep_due(flush, &schedule, now);
 		serve_urgent(flush);
 		if (schedule.maintaining)

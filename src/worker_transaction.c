@@ -35,7 +35,7 @@ keep_extension(void)
 {
 	LockDatabaseObject(ExtensionRelationId, ak_my_db->extension, 0,
 					   AccessShareLock);
-	if (!ak_catalog_exists() || ak_catalog()->db != ak_my_db)
+	if (!ak_catalog_is(ak_my_db->extension) || ak_catalog()->db != ak_my_db)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"apikeys\" was dropped from the database")));
@@ -165,7 +165,7 @@ ak_worker_is_orphaned(void)
 	HOLD_INTERRUPTS();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	orphaned = !ak_catalog_exists() || ak_catalog()->db != ak_my_db;
+	orphaned = !ak_catalog_is(ak_my_db->extension);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	RESUME_INTERRUPTS();

@@ -295,7 +295,9 @@ COMMENT ON INDEX apikeys.limits_key_id_key IS 'Rates of a key, by name';
 -- History. No foreign keys: the worker must depend on no client's row. The
 -- root carries no index, since one there breaks a restore: each partition has
 -- its own. The DEFAULT partition is the extension's; dated ones are made by
--- the worker and dump as ordinary tables.
+-- the worker and dump as ordinary tables. None has a primary key: without
+-- another replica identity, a publication of all tables would refuse what the
+-- worker and an erasure change.
 CREATE TABLE apikeys.requests (
     "timestamp" timestamptz NOT NULL,
     key_id uuid NOT NULL,
@@ -310,6 +312,8 @@ CREATE TABLE apikeys.requests (
 
 CREATE TABLE apikeys.requests_default PARTITION OF apikeys.requests DEFAULT;
 SELECT pg_catalog.pg_extension_config_dump('apikeys.requests_default', '');
+ALTER TABLE apikeys.requests REPLICA IDENTITY FULL;
+ALTER TABLE apikeys.requests_default REPLICA IDENTITY FULL;
 
 CREATE INDEX requests_default_key_id_idx ON apikeys.requests_default (key_id, "timestamp");
 CREATE INDEX requests_default_denied_idx ON apikeys.requests_default ("timestamp") WHERE status = 'denied';

@@ -130,5 +130,75 @@ install($node, 'two');
 is( $node->safe_psql('two', 'SELECT count(*) FROM apikeys.live_usage'),
 	'0', 'a new database of an old name has no counts');
 
+# ----- Who verifies while the worker is kept away -----
+
+# Clients that verify one after another, until they are told to stop, and say
+# how long the slowest took. A worker that is not started again for one of them
+# lets it wait for all of apikeys.meter_timeout.
+my $workers = sprintf $worker, 'uno';
+my $waiting = q(SELECT count(*) FROM pg_stat_activity WHERE datname = 'uno'
+	AND wait_event_type = 'Extension' AND backend_type = 'client backend');
+my $updates = 8;
+$node->safe_psql('uno', 'CREATE TABLE stop (); CREATE TABLE slowest (took interval)');
+my ($busy_id, $busy) =
+  issue($node, 'uno', q('busy', plan_id => (apikey_plan_create('Busy', 1000000000, 'year')).id));
+my $loop = qq(
+	DO \$\$
+	DECLARE
+		began timestamptz;
+		slowest interval = '0';
+	BEGIN
+		WHILE NOT EXISTS (SELECT FROM stop) LOOP
+			began := clock_timestamp();
+			PERFORM code FROM apikey_verify('$busy');
+			slowest := greatest(slowest, clock_timestamp() - began);
+		END LOOP;
+		INSERT INTO slowest VALUES (slowest);
+	END
+	\$\$) =~ s/\\//gr;
+my @clients = map {
+	IPC::Run::start([ 'psql', '-Xq', '-d', $node->connstr('uno'), '-c', $loop ],
+		'<', \undef, '>', \my $out, '2>', \my $err)
+} 1 .. 4;
+my $updated = 0;
+while ($updated < $updates)
+{
+	last unless until_true(
+		sub {
+			return 1 if grep { !$_->pumpable } @clients;
+			return $node->safe_psql('postgres', $workers) eq '1';
+		});
+	last if grep { !$_->pumpable } @clients;
+	$node->safe_psql('uno', 'SET client_min_messages = warning; ALTER EXTENSION apikeys UPDATE');
+	$updated++;
+}
+is($updated, $updates, 'updates while clients verify, each with the worker back');
+$node->safe_psql('uno', 'INSERT INTO stop DEFAULT VALUES');
+is(scalar(grep { !$_->finish } @clients), 0, 'no verification failed');
+is( $node->safe_psql('uno', q(SELECT count(*), max(took) < '10 s' FROM slowest)),
+	'4|t', 'and none waited for long');
+
+# A session that is ended in the midst of it lets the worker back.
+my $client = $node->background_psql('uno');
+is($client->query_safe("SELECT code FROM apikey_verify('$busy')"), 'VALID', 'a session verifies');
+ok($node->poll_query_until('postgres', $workers, '1'), 'the worker is there');
+my $locker = $node->background_psql('uno');
+$locker->query_safe('BEGIN; LOCK pg_extension IN ACCESS EXCLUSIVE MODE');
+my $updater = $node->background_psql('uno', on_error_stop => 0);
+$updater->query_until(qr/^$/, "ALTER EXTENSION apikeys UPDATE;\n");
+my $held = q(SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'ALTER EXTENSION%');
+ok($node->poll_query_until('postgres', "SELECT ($held) IS NOT NULL AND ($workers) = 0"),
+	'an update waits for a lock, and the worker is away');
+$client->query_until(qr/^$/, "SELECT code FROM apikey_verify('$busy');\n");
+ok($node->poll_query_until('postgres', $waiting, '1'), 'the session waits for a worker');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend(($held))");
+$locker->query_safe('ROLLBACK');
+ok($node->poll_query_until('postgres', "SELECT ($workers) = 1 AND ($waiting) = 0"),
+	'the update is ended, and the worker comes back');
+is($client->query_safe('SELECT 1'), "VALID\n1", 'the session got its answer');
+$client->quit;
+$locker->quit;
+$updater->{run}->finish;
+
 $node->stop;
 done_testing();

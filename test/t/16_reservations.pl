@@ -339,5 +339,33 @@ my (undef, undef, $err) = $node->psql('postgres', "SELECT apikey_reserve('$own',
 like($err, qr/too many reservations are held/, 'one more is refused');
 is(usage($node, 'postgres', $own_id), $after + 63, 'and not charged');
 
+# What would not be charged is decided all the same.
+sub refused
+{
+	my ($code, $secret) = @_;
+	is(sql("SELECT code, reservation_id FROM apikey_reserve('$secret', 1)"),
+		"$code|", "$code needs no place");
+	return;
+}
+refused('MALFORMED', 'nonsense');
+my ($gone_id, $gone) = issue($node, 'postgres', q('gone'));
+sql("SELECT apikey_update('$gone_id', '{\"enabled\": false}')");
+refused('DISABLED', $gone);
+sql("SELECT apikey_delete('$gone_id')");
+refused('NOT_FOUND', $gone);
+
+# What ended first makes room, and is not known any more.
+my ($first, $second) = split /\n/, sql('SELECT id FROM apikeys.reservations LIMIT 2');
+settle($second, 0);
+settle($first, 0);
+like(settle($_, 0), qr/is settled already/, 'what was settled is known as such') foreach $first, $second;
+$held = reserve($own, 1);
+like($held, qr/^\S{36}$/, 'there is a place again');
+like(settle($second, 0), qr/does not exist/, 'it was that of the one that was settled first');
+like(settle($first, 0), qr/is settled already/, 'the other one is known');
+like(reserve($own, 1), qr/^\S{36}$/, 'and has the other place');
+(undef, undef, $err) = $node->psql('postgres', "SELECT apikey_reserve('$own', 1)");
+like($err, qr/too many reservations are held/, 'then the table is full again');
+
 $node->stop;
 done_testing();

@@ -82,5 +82,59 @@ if ($ENV{APIKEYS_FIGURES})
 		$times, @slowest{ 'DROP', 'CREATE' }, $workers, $stale);
 }
 $session->quit;
+
+# ----- With a single slot, all of this goes on -----
+
+$node->append_conf('postgresql.conf', 'apikeys.max_databases = 1');
+$node->append_conf('postgresql.conf', 'apikeys.sweep_interval = 1h');
+$node->restart;
+my $again = q(
+	BEGIN;
+	DROP EXTENSION IF EXISTS apikeys CASCADE;
+	CREATE EXTENSION apikeys;
+	COMMIT;
+	SELECT code FROM apikey_verify((SELECT api_key FROM apikey_create('key',
+		plan_id => (SELECT id FROM apikey_plan_create('Plan', 100, 'year'))))););
+
+# Settings of the worker, from now on.
+sub set_worker
+{
+	my ($idle, $interval) = @_;
+	$node->safe_psql('postgres', $_)
+	  foreach "ALTER SYSTEM SET apikeys.worker_idle_timeout = $idle",
+	  "ALTER SYSTEM SET apikeys.flush_interval = $interval";
+	$node->reload;
+	return;
+}
+
+# The worker of the one before is there, and sleeps; then it has left.
+foreach my $idle (600, 1)
+{
+	set_worker($idle, $idle > 1 ? q('60s') : q('100ms'));
+	foreach my $n (1, 2)
+	{
+		my ($ret, $out, $err) = $node->psql('postgres', "SET client_min_messages = warning; $again");
+		is("$out$err", 'VALID', "a new installation in the only slot (idle timeout $idle, no. $n)");
+		my $left = $idle > 1 ? 1 : 0;
+		ok($node->poll_query_until('postgres', "SELECT ($worker) = $left"),
+			"the worker is where it shall be");
+	}
+}
+
+# In another database the first try may come too early. It calls for the next.
+set_worker(600, q('60s'));
+is($node->safe_psql('postgres', $again), 'VALID', 'it is used again');
+$node->safe_psql('postgres', 'DROP EXTENSION apikeys');
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+install($node, 'other');
+ok( until_true(
+		sub {
+			my ($ret, $out) = $node->psql('other', $again);
+			return $ret == 0 && $out eq 'VALID';
+		}),
+	'another database gets the place');
+isnt($node->psql('postgres', "CREATE EXTENSION apikeys; SELECT count(*) FROM apikeys.live_usage"),
+	0, 'while it has it, nobody else does');
+
 $node->stop;
 done_testing();
