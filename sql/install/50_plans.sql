@@ -41,17 +41,31 @@ BEGIN
     given.http_role := apikey_plan_create.http_role;
     PERFORM apikeys.check_plan_values(given);
 
-    INSERT INTO apikeys.plans (id, name, description, max_requests,
+    INSERT INTO apikeys.plans AS p (id, name, description, max_requests,
         request_period, is_active, key_lifetime, max_keys_per_user, metadata,
         http_role)
     VALUES (given.id, given.name, given.description, given.max_requests,
         given.request_period, given.is_active, given.key_lifetime,
-        given.max_keys_per_user, given.metadata, given.http_role);
+        given.max_keys_per_user, given.metadata, given.http_role)
+    ON CONFLICT ON CONSTRAINT plans_pkey DO UPDATE
+       SET name = excluded.name,
+           description = excluded.description,
+           max_requests = excluded.max_requests,
+           request_period = excluded.request_period,
+           is_active = excluded.is_active,
+           key_lifetime = excluded.key_lifetime,
+           max_keys_per_user = excluded.max_keys_per_user,
+           metadata = excluded.metadata,
+           http_role = excluded.http_role,
+           created_at = excluded.created_at,
+           deleted_at = NULL
+     WHERE p.deleted_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'plan "%" already exists', new_id
+            USING ERRCODE = 'unique_violation',
+            HINT = 'Use apikey_plan_update to change it.';
+    END IF;
     RETURN (SELECT p FROM apikeys.plan_objects p WHERE p.id = new_id);
-EXCEPTION WHEN unique_violation THEN
-    RAISE EXCEPTION 'plan "%" already exists', new_id
-        USING ERRCODE = 'unique_violation',
-        HINT = 'Use apikey_plan_update to change it.';
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_plan_create(text, bigint, text, text, text, boolean, jsonb, interval, int, text) IS

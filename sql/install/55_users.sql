@@ -20,10 +20,27 @@ BEGIN
     PERFORM apikeys.check_user_values(given);
     PERFORM apikeys.check_plan(apikey_user_create.plan_id);
 
-    INSERT INTO apikeys.users (id, name, email, plan_id, custom_start, metadata)
+    -- subject_id stays: to be deleted and made again is no way to a new quota.
+    INSERT INTO apikeys.users AS u (id, name, email, plan_id, custom_start, metadata)
     VALUES (apikey_user_create.user_id, apikey_user_create.name,
         apikey_user_create.email, apikey_user_create.plan_id,
-        apikey_user_create.custom_start, given.metadata);
+        apikey_user_create.custom_start, given.metadata)
+    ON CONFLICT ON CONSTRAINT users_pkey DO UPDATE
+       SET name = excluded.name,
+           email = excluded.email,
+           plan_id = excluded.plan_id,
+           custom_start = excluded.custom_start,
+           is_disabled = false,
+           metadata = excluded.metadata,
+           created_at = excluded.created_at,
+           deleted_at = NULL,
+           erased_at = NULL
+     WHERE u.deleted_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'user "%" already exists', apikey_user_create.user_id
+            USING ERRCODE = 'unique_violation',
+            HINT = 'Use apikey_user_update to change it.';
+    END IF;
     RETURN (SELECT u FROM apikeys.user_objects u WHERE u.id = apikey_user_create.user_id);
 EXCEPTION WHEN unique_violation THEN
     GET STACKED DIAGNOSTICS violated = CONSTRAINT_NAME;
@@ -32,9 +49,7 @@ EXCEPTION WHEN unique_violation THEN
             USING ERRCODE = 'unique_violation', CONSTRAINT = violated,
             HINT = 'An email belongs to one user, whatever its case.';
     END IF;
-    RAISE EXCEPTION 'user "%" already exists', apikey_user_create.user_id
-        USING ERRCODE = 'unique_violation',
-        HINT = 'Use apikey_user_update to change it.';
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.apikey_user_create(text, text, text, text, timestamptz, jsonb) IS

@@ -2,8 +2,6 @@
 --
 -- The rows of a restore pass through them too and must come out as they went
 -- in: on INSERT nothing is changed here but what no stored row can hold (-1).
--- A new row with the id of a deleted plan or user revives that one, which keys refer
--- to: the row that is there is changed, and none is added (INSERT 0 0).
 -- What must hold for whoever writes, a role with session_replication_role
 -- included, is ENABLE ALWAYS.
 
@@ -68,25 +66,6 @@ BEGIN
 
     PERFORM apikeys.check_plan_values(NEW);
 
-    IF TG_OP = 'INSERT' AND NEW.deleted_at IS NULL AND NEW.created_at = now() THEN
-        UPDATE apikeys.plans p
-           SET name = NEW.name,
-               description = NEW.description,
-               max_requests = NEW.max_requests,
-               request_period = NEW.request_period,
-               is_active = NEW.is_active,
-               key_lifetime = NEW.key_lifetime,
-               max_keys_per_user = NEW.max_keys_per_user,
-               metadata = NEW.metadata,
-               http_role = NEW.http_role,
-               created_at = NEW.created_at,
-               deleted_at = NULL
-         WHERE p.id = NEW.id AND p.deleted_at IS NOT NULL;
-        IF FOUND THEN
-            RETURN NULL;
-        END IF;
-    END IF;
-
     IF TG_OP = 'UPDATE' THEN
         IF NEW.id <> OLD.id THEN
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -105,7 +84,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.plans_before_write() IS
 'Check a plan that is written, and note when it is changed.
-Trigger. Turns max_requests -1 into NULL. A new row with the id of a deleted plan becomes a change of that one. Raises 22023 for a value that cannot be, 55000 for a change of id or created_at.';
+Trigger. Turns max_requests -1 into NULL. Raises 22023 for a value that cannot be, 55000 for a change of id or created_at.';
 REVOKE EXECUTE ON FUNCTION apikeys.plans_before_write() FROM PUBLIC;
 
 CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.plans
@@ -151,30 +130,6 @@ AS $$
 BEGIN
     PERFORM apikeys.check_user_values(NEW);
 
-    -- subject_id stays: to be deleted and made again is no way to a new quota,
-    -- nor to lose the credits that were granted.
-    IF TG_OP = 'INSERT' AND NEW.deleted_at IS NULL AND NEW.created_at = now() THEN
-        UPDATE apikeys.users u
-           SET name = NEW.name,
-               email = NEW.email,
-               plan_id = NEW.plan_id,
-               custom_start = NEW.custom_start,
-               is_disabled = NEW.is_disabled,
-               metadata = NEW.metadata,
-               credits = coalesce(NEW.credits, u.credits),
-               refill_amount = coalesce(NEW.refill_amount, u.refill_amount),
-               refill_every = coalesce(NEW.refill_every, u.refill_every),
-               refill_day = CASE WHEN NEW.refill_amount IS NULL THEN u.refill_day
-                                 ELSE NEW.refill_day END,
-               created_at = NEW.created_at,
-               deleted_at = NULL,
-               erased_at = NULL
-         WHERE u.id = NEW.id AND u.deleted_at IS NOT NULL;
-        IF FOUND THEN
-            RETURN NULL;
-        END IF;
-    END IF;
-
     IF TG_OP = 'UPDATE' THEN
         IF NEW.id <> OLD.id OR NEW.subject_id <> OLD.subject_id THEN
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -193,7 +148,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.users_before_write() IS
 'Check a user that is written, and note when it is changed.
-Trigger. A new row with the id of a deleted user becomes a change of that one. Raises 22023 for a value that cannot be, 55000 for a change of id, subject_id or created_at.';
+Trigger. Raises 22023 for a value that cannot be, 55000 for a change of id, subject_id or created_at.';
 REVOKE EXECUTE ON FUNCTION apikeys.users_before_write() FROM PUBLIC;
 
 CREATE TRIGGER before_write BEFORE INSERT OR UPDATE ON apikeys.users

@@ -141,35 +141,6 @@ DELETE FROM apikeys.keys WHERE id = :'s9';
 COMMIT;
 SELECT count(*) FROM apikeys.keys WHERE id = :'s9';
 
--- A plain INSERT with the id of a deleted user or plan revives it, with the new
--- values; what refers to it, and what was consumed, stays.
-BEGIN;
-SELECT count(*) FROM apikey_plan_create('Old', 9, plan_id => 'soft-again', max_keys_per_user => 7);
-SELECT count(*) FROM apikey_user_create('soft-again', 'old', 'old@example.com', 'soft-again');
-UPDATE apikeys.users SET is_disabled = true, credits = 5 WHERE id = 'soft-again';
-SELECT subject_id AS again FROM apikeys.users WHERE id = 'soft-again' \gset
-SELECT api_key AS s11_key FROM apikey_create('s11', 'soft-again', 'soft-again') \gset
-COMMIT;
-DELETE FROM apikeys.users WHERE id = 'soft-again';
-DELETE FROM apikeys.plans WHERE id = 'soft-again';
-SELECT code FROM apikey_verify(:'s11_key');
-BEGIN;
-\set QUIET off
-INSERT INTO apikeys.plans (id, name, max_requests) VALUES ('soft-again', 'new', 3);
-INSERT INTO apikeys.users (id, name) VALUES ('soft-again', 'new') ON CONFLICT (id) DO UPDATE SET name = 'newer';
-\set QUIET on
-COMMIT;
-SELECT name, max_requests, max_keys_per_user, created_at = updated_at AS created, deleted_at FROM apikeys.plans WHERE id = 'soft-again';
-SELECT name, email, plan_id, is_disabled, credits, created_at = updated_at AS created, deleted_at, subject_id = :'again' AS same
-  FROM apikeys.users WHERE id = 'soft-again';
-SELECT code, "limit" FROM apikey_verify(:'s11_key');
--- But not one that is there, nor what a restore brings.
-SELECT test.refusal($$INSERT INTO apikeys.plans (id, name) VALUES ('soft-again', 'again')$$);
-SELECT test.refusal($$INSERT INTO apikeys.users (id) VALUES ('soft-again')$$);
-DELETE FROM apikeys.users WHERE id = 'soft-again';
-SELECT test.refusal($$INSERT INTO apikeys.users (id, created_at) VALUES ('soft-again', '2020-01-01')$$);
-SELECT test.refusal($$INSERT INTO apikeys.users (id, deleted_at) VALUES ('soft-again', now())$$);
-
 -- A key whose user is deleted stays refused, whatever is purged: without the
 -- user's row it would be let in, and without the user's limits.
 SELECT count(*) FROM apikey_plan_create('One', 1, plan_id => 'soft-one');
