@@ -6,7 +6,7 @@
  * A key's row is updated when it is used for the first time and then at most
  * once in apikeys.last_used_interval, so that a hot key does not rewrite its
  * row at every flush.  Rows that somebody has locked, or changes meanwhile, are
- * passed over, and tried again after the interval.
+ * passed over, and tried again a little later, or when the worker leaves.
  *
  * A page has room for a few new versions of its rows, and gets it back from a
  * transaction that is over.  Where it has none the update is not HOT, and makes
@@ -32,6 +32,9 @@
 /* The worker remembers at most this many keys, in 72 bytes each, or so. */
 #define REMEMBERED_MAX 500000
 
+/* When to try again rows that were locked. */
+#define RETRY_TIME (10 * USECS_PER_SEC)
+
 /* More updates than this are done in parts, by the last byte of the key's id. */
 #define FEW 1000
 #define PARTS 8
@@ -49,6 +52,8 @@ typedef struct Use
 static HTAB *uses = NULL;
 static slist_head pending_uses = SLIST_STATIC_INIT(pending_uses);
 static int	npending = 0;
+static int	npassed_over = 0;	/* of these, not to be tried yet */
+static int64 retry_at = PG_INT64_MAX;	/* the first of them; by ak_elapsed() */
 
 /* What one transaction writes. */
 typedef struct Batch
@@ -104,12 +109,19 @@ take_pending(Batch *batch, int part, bool all)
 	batch->uses = palloc(npending * sizeof(Use *));
 	batch->passed_over = palloc0(npending * sizeof(bool));
 	batch->n = 0;
+	npassed_over = 0;
+	retry_at = PG_INT64_MAX;
 	slist_foreach_modify(iter, &pending_uses)
 	{
 		Use		   *use = slist_container(Use, node, iter.cur);
 
-		if (!all && (use->not_before > now ||
-					 (!few && use->key_id.data[UUID_LEN - 1] % PARTS != part)))
+		if (!all && use->not_before > now)
+		{
+			npassed_over++;
+			retry_at = Min(retry_at, use->not_before);
+			continue;
+		}
+		if (!all && !few && use->key_id.data[UUID_LEN - 1] % PARTS != part)
 			continue;
 		slist_delete_current(&iter);
 		use->pending = false;
@@ -237,8 +249,12 @@ ak_write_uses(AkDatabase *db, bool all)
 		Use		   *use = batch.uses[i];
 
 		if (batch.passed_over[i] && !all)
+		{
 			use->not_before = ak_elapsed() +
-				ak_last_used_interval * USECS_PER_SEC;
+				Min(ak_last_used_interval * USECS_PER_SEC, RETRY_TIME);
+			npassed_over++;
+			retry_at = Min(retry_at, use->not_before);
+		}
 		else if (!cancelled)
 		{
 			use->written = use->used;
@@ -251,4 +267,18 @@ ak_write_uses(AkDatabase *db, bool all)
 	pfree(batch.passed_over);
 	if (hash_get_num_entries(uses) > REMEMBERED_MAX)
 		forget_written();
+}
+
+/* Whether something is to be written at the next flush. */
+bool
+ak_uses_are_due(void)
+{
+	return npending > npassed_over;
+}
+
+/* When what was passed over is to be tried again, by ak_elapsed(). */
+int64
+ak_uses_retry_at(void)
+{
+	return retry_at;
 }

@@ -154,20 +154,32 @@ ask_for_ceiling(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
 /*
  * The limit that a request is held to.  What may be admitted without a row goes by
  * the limit there is when the row is missed, after a crash (usage_row.c): where it
- * is lower than before, less may be, and what has been is written soon.
+ * is lower than before, less may be, and what has been is written soon.  So is
+ * what has been admitted without any limit, beyond its ceiling.
  */
 static void
 see_limit(AkDatabase *db, MeterEntry *entry, int64 limit, bool *nudge)
 {
-	bool		is_lower = limit >= 0 && limit < entry->limit;
-	int64		bound;
+	bool		was_unlimited = entry->limit < 0;
+	bool		is_lower = limit >= 0 && (was_unlimited || limit < entry->limit);
+	bool		is_behind;
 
 	entry->limit = limit;
-	if (!is_lower || entry->last_write != 0 || !ak_is_quota(&entry->key))
+	if (!is_lower || !ak_is_quota(&entry->key))
 		return;
-	bound = Max(entry->written, 0) + ak_meter_headroom(&entry->key, limit);
-	entry->ceiling = Min(entry->ceiling, Max(entry->charged, bound));
-	if (entry->charged > bound)
+	if (was_unlimited)
+		is_behind = entry->charged > entry->ceiling;
+	else if (entry->last_write == 0)
+	{
+		int64		bound = Max(entry->written, 0) +
+		ak_meter_headroom(&entry->key, limit);
+
+		entry->ceiling = Min(entry->ceiling, Max(entry->charged, bound));
+		is_behind = entry->charged > bound;
+	}
+	else
+		is_behind = false;
+	if (is_behind)
 	{
 		ak_ask_for_write(db, entry);
 		*nudge = true;
@@ -321,11 +333,11 @@ ak_meter_charge(AkCharge *charge, AkRecord *record)
 	ak_wait_end(&for_worker);
 
 	charge->repeated = result == REPEATED;
-	if (result == EXCEEDED)
-		return refusal_of(charge);
 	if (nudge)
 		ak_nudge(db);
-	else
+	if (result == EXCEEDED)
+		return refusal_of(charge);
+	if (!nudge)
 		ak_nudge_if_asleep(db);
 	ak_history_pause(may_drop);
 	return AK_VALID;

@@ -35,18 +35,24 @@ ak_mark_dirty(AkDatabase *db, MeterEntry *entry)
 
 /*
  * Have the worker write an entry before its time.  The caller holds its partition.
- * Entries may be there more than once.
+ * Entries may be on the list more than once, but not each time that many wait for
+ * one.
  */
 void
 ak_ask_for_write(AkDatabase *db, MeterEntry *entry)
 {
+	uint32		i = entry - ak_shared->entries;
+
 	entry->raise_asked = true;
 	ak_mark_dirty(db, entry);
 	SpinLockAcquire(&db->asked_lock);
-	if (db->nasked < AK_ASKED_MAX)
-		db->asked[db->nasked] = entry - ak_shared->entries;
-	if (db->nasked <= AK_ASKED_MAX)
-		db->nasked++;
+	if (db->nasked == 0 || db->nasked > AK_ASKED_MAX ||
+		db->asked[db->nasked - 1] != i)
+	{
+		if (db->nasked < AK_ASKED_MAX)
+			db->asked[db->nasked] = i;
+		db->nasked = Min(db->nasked + 1, AK_ASKED_MAX + 1);
+	}
 	SpinLockRelease(&db->asked_lock);
 	db->urgent = true;
 }

@@ -385,8 +385,8 @@ bigint_of(HeapTuple tuple, TupleDesc desc, const char *column, bool *isnull)
 /*
  * apikeys.burst_follows_amount(): BEFORE UPDATE OF amount, each row of limits.
  *
- * A burst that was not given is the amount, and goes on being it, unless the
- * statement sets it too.  In C, since nothing else can see which columns a
+ * A burst that equals the amount, as one that was not given, goes on equalling it,
+ * unless the statement sets it too.  In C, since nothing else can see which columns a
  * statement sets.
  */
 Datum
@@ -463,8 +463,9 @@ purge_with(const Purge *purge, const char *query)
 }
 
 /*
- * Lock the deleted users that nobody is making a key for (ak_user_hold), so that
- * a look at their keys is good until the transaction ends.  Returns their ids.
+ * Lock the deleted users who seem to have no keys, and whom nobody is giving one
+ * (ak_user_hold), so that another look at their keys is good until the transaction
+ * ends.  Returns their ids.
  */
 static Datum
 lock_deleted_users(const Purge *purge)
@@ -474,6 +475,7 @@ lock_deleted_users(const Purge *purge)
 	(void) purge_with(purge, "SELECT coalesce(array_agg(l.id), $2)"
 					  " FROM (SELECT u.id FROM apikeys.users u"
 					  " WHERE u.deleted_at <= now() - $1"
+					  " AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.user_id = u.id)"
 					  " FOR UPDATE SKIP LOCKED) l");
 	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 }

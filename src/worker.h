@@ -89,5 +89,7 @@ extern bool ak_maintain_step(void);
 /* last_used.c */
 extern void ak_note_use(const pg_uuid_t *key_id, TimestampTz at);
 extern void ak_write_uses(AkDatabase *db, bool all);
+extern bool ak_uses_are_due(void);
+extern int64 ak_uses_retry_at(void);
 
 #endif							/* APIKEYS_WORKER_H */

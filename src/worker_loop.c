@@ -49,7 +49,7 @@ has_work(void)
 {
 	return ak_my_db->urgent || ak_my_db->history_urgent ||
 		!ak_counts_are_clean(ak_my_db) ||
-		!ak_history_is_empty(ak_my_db) || ak_my_db->uses_pending > 0;
+		!ak_history_is_empty(ak_my_db) || ak_uses_are_due();
 }
 
 /* Shorter intervals hold at once. */
@@ -205,7 +205,8 @@ sleep_until_due(const Schedule *schedule)
 	pg_memory_barrier();
 	asleep = !has_work() && pg_atomic_read_u32(&ak_my_db->reserved) == 0;
 	if (asleep)
-		until = Min(schedule->next_sweep, idle_at(schedule));
+		until = Min(Min(schedule->next_sweep, idle_at(schedule)),
+					ak_uses_retry_at());
 	else
 		ak_my_db->worker_awake = true;
 	until = Min(until, ak_rollup_due(ak_my_db));

@@ -284,7 +284,7 @@ COMMENT ON COLUMN apikeys.limits.key_id IS 'The key that sets it; stands in for 
 COMMENT ON COLUMN apikeys.limits.name IS 'Name, by which a call can charge it';
 COMMENT ON COLUMN apikeys.limits.amount IS 'Requests per period, sustained';
 COMMENT ON COLUMN apikeys.limits.period IS 'Period, of days or shorter units';
-COMMENT ON COLUMN apikeys.limits.burst IS 'Requests that may come at once; amount if it is not given, and then it follows amount';
+COMMENT ON COLUMN apikeys.limits.burst IS 'Requests that may come at once; amount if it is not given; while it equals amount, it follows it';
 COMMENT ON COLUMN apikeys.limits.auto_apply IS 'Whether it applies to each request, or only to those that name it';
 COMMENT ON COLUMN apikeys.limits.created_at IS 'When it was made';
 COMMENT ON COLUMN apikeys.limits.updated_at IS 'When it was last changed';

@@ -79,7 +79,7 @@ REVOKE EXECUTE ON FUNCTION apikeys.burst_follows_amount() FROM PUBLIC;
 -- The name sorts before before_write, which checks what comes out.
 CREATE TRIGGER amount_before_write BEFORE UPDATE OF amount ON apikeys.limits
     FOR EACH ROW EXECUTE FUNCTION apikeys.burst_follows_amount();
-COMMENT ON TRIGGER amount_before_write ON apikeys.limits IS 'Keeps a burst that was not given at the amount';
+COMMENT ON TRIGGER amount_before_write ON apikeys.limits IS 'Keeps a burst that equals the amount at the amount';
 
 -- A verification holds all limits of a request at once: their number is bound.
 -- Keys carry a mark, so that those without limits need no look-up. The owner's

@@ -82,13 +82,13 @@ SELECT test.refusal($$SELECT apikey_limit_set('ninth', 1, '1 day', plan_id => 'r
 SELECT test.refusal($$SELECT apikey_limit_delete('ninth', plan_id => 'rated')$$);
 RESET ROLE;
 SELECT test.refusal('TRUNCATE apikeys.limits');
--- A burst that was not given follows the amount, however that is changed.
+-- A burst that equals the amount follows it, however that is changed.
 INSERT INTO apikeys.limits (user_id, name, amount, period) VALUES ('rolf', 'plain', 5, '5 days'), ('rolf', 'twin', 5, '5 days');
 INSERT INTO apikeys.limits (user_id, name, amount, period, burst) VALUES ('rolf', 'wide', 5, '5 days', 9);
 UPDATE apikeys.limits SET amount = 1 WHERE user_id = 'rolf' AND name IN ('plain', 'wide') RETURNING name, amount, burst;
 SELECT l ->> 'limit' AS burst FROM apikey_verify(:'b_key', cost => 0, charges => '{}'), jsonb_array_elements(limits) l WHERE l ->> 'name' = 'plain';
 UPDATE apikeys.limits SET amount = 3 WHERE user_id = 'rolf' AND name = 'plain' RETURNING name, amount, burst;
--- Not one that is given with it, nor one that the amount comes to be equal to.
+-- Not one that the statement sets as well, nor one that was another before.
 UPDATE apikeys.limits SET amount = 2, burst = 3 WHERE user_id = 'rolf' AND name = 'plain' RETURNING name, amount, burst;
 UPDATE apikeys.limits SET amount = 2, burst = 5 WHERE user_id = 'rolf' AND name = 'twin' RETURNING name, amount, burst;
 UPDATE apikeys.limits SET amount = 9 WHERE user_id = 'rolf' AND name = 'wide' RETURNING name, amount, burst;

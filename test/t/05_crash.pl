@@ -193,6 +193,21 @@ $rest = verify_times($node, 'postgres', $lowered, 700);
 cmp_ok($rest, '<=', 39, 'together not more than the lower limit');
 cmp_ok($rest, '>=', 39 - 10, 'at the cost of one step');
 
+# So is what was admitted without a limit, though its row is behind.
+$node->safe_psql('postgres',
+	q(SELECT apikey_plan_create('Plan', NULL, 'year', plan_id => 'limited')));
+my ($limited_id, $limited) = issue($node, 'postgres', q('limited', plan_id => 'limited'));
+is(verify_times($node, 'postgres', $limited, 500), 500, 'requests without a limit');
+$node->safe_psql('postgres',
+	q(SELECT apikey_plan_update('limited', '{"max_requests": 100}')));
+is(verify($node, 'postgres', $limited), 'USAGE_EXCEEDED', 'a limit below what was used');
+ok( $node->poll_query_until(
+		'postgres', "SELECT charged = 500 FROM apikeys.usage WHERE subject_id = '$limited_id'"),
+	'has it written, though the interval is long');
+$node->kill9;
+ok(start_again($node), 'the server starts again');
+is(verify_times($node, 'postgres', $limited, 200), 0, 'and holds over a crash');
+
 # ----- An acknowledged revoke -----
 
 # Nothing but the statement itself makes its commit durable: the WAL writer
