@@ -10,7 +10,7 @@
  * only while the meter is closed (incarnation.c): what is not settled when the
  * server crashes stays charged.
  *
- * Where they are kept: reservation_table.c.
+ * Where they are kept: reservation_table.c.  The worker's side: release.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,7 +27,6 @@
 #include "meter.h"
 #include "reserve.h"
 #include "verify.h"
-#include "worker.h"
 
 PG_FUNCTION_INFO_V1(apikey_reserve);
 PG_FUNCTION_INFO_V1(apikey_settle);
@@ -238,8 +237,8 @@ apikey_reserve(PG_FUNCTION_ARGS)
 /* ----- settling ----- */
 
 /* A reservation as a charge of which "used" is kept. */
-static void
-charge_of(const AkReservation *r, int64 used, AkCharge *charge)
+void
+ak_reservation_charge(const AkReservation *r, int64 used, AkCharge *charge)
 {
 	memset(charge, 0, offsetof(AkCharge, limits));
 	charge->now = r->charged_at;
@@ -350,9 +349,9 @@ claim_to_settle(AkDatabase *db, const AkReservationKey *key, int64 actual_cost,
 }
 
 /* The end of a claim: settled, released, or held as before. */
-static void
-end_claim(AkDatabase *db, const AkReservation *claimed,
-		  AkReservationState state)
+void
+ak_reservation_end_claim(AkDatabase *db, const AkReservation *claimed,
+						 AkReservationState state)
 {
 	AkReservation *r;
 
@@ -370,9 +369,9 @@ end_claim(AkDatabase *db, const AkReservation *claimed,
 }
 
 /* What became of a reservation, for the history: the cost is corrected. */
-static void
-end_record(const AkReservation *r, AkOutcome outcome, int64 used,
-		   AkRecord *record)
+void
+ak_reservation_end_record(const AkReservation *r, AkOutcome outcome, int64 used,
+						  AkRecord *record)
 {
 	NullableDatum none = {.isnull = true};
 
@@ -414,8 +413,8 @@ abandon_settlement(int code, Datum arg)
 {
 	Settlement *s = (Settlement *) DatumGetPointer(arg);
 
-	end_claim(s->db, &s->claimed,
-			  s->charge.changed ? AK_ENDED_SETTLED : AK_HELD);
+	ak_reservation_end_claim(s->db, &s->claimed,
+							 s->charge.changed ? AK_ENDED_SETTLED : AK_HELD);
 	if (s->charge.changed && s->record != NULL)
 		(void) ak_history_append(s->db, s->record, true);
 }
@@ -431,7 +430,7 @@ settle(Settlement *s)
 		s->record = NULL;
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(abandon_settlement, PointerGetDatum(s));
-	end_claim(s->db, &s->claimed, AK_ENDED_SETTLED);
+	ak_reservation_end_claim(s->db, &s->claimed, AK_ENDED_SETTLED);
 }
 
 /*
@@ -465,8 +464,9 @@ apikey_settle(PG_FUNCTION_ARGS)
 	settlement.db = ak_catalog()->db;
 	key.generation = ak_catalog()->generation;
 	claim_to_settle(settlement.db, &key, actual_cost, &settlement.claimed);
-	charge_of(&settlement.claimed, actual_cost, &settlement.charge);
-	end_record(&settlement.claimed, AK_SETTLED, actual_cost, &record.record);
+	ak_reservation_charge(&settlement.claimed, actual_cost, &settlement.charge);
+	ak_reservation_end_record(&settlement.claimed, AK_SETTLED, actual_cost,
+							  &record.record);
 	settlement.record = &record.record;
 	settle(&settlement);
 
@@ -481,132 +481,4 @@ apikey_settle(PG_FUNCTION_ARGS)
 	}
 	ak_answer(&request, &decision, values, nulls);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
-}
-
-/* ----- the worker's side ----- */
-
-static bool
-is_due(const AkDatabase *db, const AkReservation *r, TimestampTz now)
-{
-	return r->key.generation == db->generation && r->state == AK_HELD &&
-		r->deadline <= now;
-}
-
-/* Claim one that was due.  False if its caller has settled it meanwhile. */
-static bool
-claim_due(AkDatabase *db, const AkReservationKey *key, AkReservation *claimed)
-{
-	AkReservation *r;
-	bool		claims;
-
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	r = ak_reservation_find(key);
-	claims = r != NULL && is_due(db, r, GetCurrentTimestamp());
-	if (claims)
-	{
-		ak_reservation_claim(db, r);
-		*claimed = *r;
-	}
-	LWLockRelease(ak_shared->reservations);
-	return claims;
-}
-
-typedef struct Release
-{
-	AkDatabase *db;
-	const AkReservation *claimed;
-} Release;
-
-/* An error, or the worker's end: it is held as before. */
-static void
-abandon_release(int code, Datum arg)
-{
-	const Release *release = (Release *) DatumGetPointer(arg);
-
-	end_claim(release->db, release->claimed, AK_HELD);
-}
-
-/* Give back a claimed reservation, or hold it as before if that cannot be now. */
-static void
-release_claimed(AkDatabase *db, const AkReservation *claimed)
-{
-	Release		release = {.db = db,.claimed = claimed};
-	AkCharge	charge;
-	RecordSpace record;
-	bool		settled;
-
-	charge_of(claimed, 0, &charge);
-	PG_ENSURE_ERROR_CLEANUP(abandon_release, PointerGetDatum(&release));
-	{
-		settled = ak_meter_release(&charge);
-	}
-	PG_END_ENSURE_ERROR_CLEANUP(abandon_release, PointerGetDatum(&release));
-	end_claim(db, claimed, settled ? AK_ENDED_RELEASED : AK_HELD);
-	if (!settled)
-		return;
-	end_record(claimed, AK_RELEASED, 0, &record.record);
-	(void) ak_history_append(db, &record.record, true);
-}
-
-typedef struct DueReservations
-{
-	AkDatabase *db;
-	AkReservationKey *keys;
-	int			n;
-} DueReservations;
-
-static void
-release_due(void *arg)
-{
-	const DueReservations *due = arg;
-	AkReservation claimed;
-
-	for (int i = 0; i < due->n; i++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		if (claim_due(due->db, &due->keys[i], &claimed))
-			release_claimed(due->db, &claimed);
-	}
-}
-
-/*
- * Find those past their deadline.  They count as due until they are released,
- * lest one that cannot be is forgotten.
- */
-static void
-find_due(DueReservations *due, int max)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	dlist_iter	iter;
-
-	LWLockAcquire(ak_shared->reservations, LW_EXCLUSIVE);
-	due->db->held_until = DT_NOEND;
-	dlist_foreach(iter, &due->db->held)
-	{
-		const AkReservation *r = dlist_container(AkReservation, node, iter.cur);
-
-		due->db->held_until = Min(due->db->held_until, r->deadline);
-		if (due->n < max && is_due(due->db, r, now))
-			due->keys[due->n++] = r->key;
-	}
-	LWLockRelease(ak_shared->reservations);
-}
-
-/*
- * Give back what is held past its deadline.  Only the database's worker may call
- * this.
- */
-void
-ak_reservations_release_due(AkDatabase *db)
-{
-	DueReservations due = {.db = db};
-	int			max = pg_atomic_read_u32(&db->reserved);
-
-	if (max == 0 || db->held_until > GetCurrentTimestamp())
-		return;
-	due.keys = palloc(max * sizeof(AkReservationKey));
-	find_due(&due, max);
-	if (due.n > 0)
-		(void) ak_worker_transaction(release_due, &due);
-	pfree(due.keys);
 }

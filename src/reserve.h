@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * reserve.h
- *	  What reserve.c needs to know of the table of reservations.
+ *	  What the files of reservations share.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,5 +21,15 @@ extern bool ak_reservation_has_ended(const AkReservation *r);
 extern void ak_reservation_hold(AkDatabase *db, AkReservation *r);
 extern void ak_reservation_claim(AkDatabase *db, AkReservation *r);
 extern void ak_reservation_end(AkReservation *r, AkReservationState state);
+
+/* reserve.c: of one that the caller has claimed. */
+extern void ak_reservation_charge(const AkReservation *r, int64 used,
+								  AkCharge *charge);
+extern void ak_reservation_end_claim(AkDatabase *db,
+									 const AkReservation *claimed,
+									 AkReservationState state);
+extern void ak_reservation_end_record(const AkReservation *r,
+									  AkOutcome outcome, int64 used,
+									  AkRecord *record);
 
 #endif							/* APIKEYS_RESERVE_H */

@@ -107,10 +107,10 @@ flush_history(AkFlush *flush)
 {
 	AkHistoryFlush history;
 
+	ak_worker_report("flushing history");
 	ak_flush_history_begin(ak_my_db, &history);
 	while (!history.done)
 	{
-		ak_worker_report("flushing history");
 		if (!ak_flush_history_part(ak_my_db, &history))
 			return false;
 		serve_urgent(flush);
