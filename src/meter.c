@@ -152,38 +152,33 @@ ask_for_ceiling(AkDatabase *db, const AkLimit *limit, MeterEntry *entry)
 }
 
 /*
- * The limit that a request is held to.  What may be admitted without a row goes by
+ * The limit that a count is held to.  What may be admitted without a row goes by
  * the limit there is when the row is missed, after a crash (usage_row.c): where it
  * is lower than before, less may be, and what has been is written soon.  So is
- * what has been admitted without any limit, beyond its ceiling.
+ * what has been admitted without any limit, beyond its ceiling.  The caller holds
+ * the entry's partition.  True if the worker was asked to write.
  */
-static void
-see_limit(AkDatabase *db, MeterEntry *entry, int64 limit, bool *nudge)
+bool
+ak_see_limit(AkDatabase *db, MeterEntry *entry, int64 limit)
 {
 	bool		was_unlimited = entry->limit < 0;
 	bool		is_lower = limit >= 0 && (was_unlimited || limit < entry->limit);
-	bool		is_behind;
+	int64		bound = entry->ceiling;
 
 	entry->limit = limit;
 	if (!is_lower || !ak_is_quota(&entry->key))
-		return;
-	if (was_unlimited)
-		is_behind = entry->charged > entry->ceiling;
-	else if (entry->last_write == 0)
+		return false;
+	if (!was_unlimited)
 	{
-		int64		bound = Max(entry->written, 0) +
-		ak_meter_headroom(&entry->key, limit);
-
+		if (entry->last_write != 0)
+			return false;
+		bound = Max(entry->written, 0) + ak_meter_headroom(&entry->key, limit);
 		entry->ceiling = Min(entry->ceiling, Max(entry->charged, bound));
-		is_behind = entry->charged > bound;
 	}
-	else
-		is_behind = false;
-	if (is_behind)
-	{
-		ak_ask_for_write(db, entry);
-		*nudge = true;
-	}
+	if (entry->charged <= bound)
+		return false;
+	ak_ask_for_write(db, entry);
+	return true;
 }
 
 /*
@@ -228,8 +223,8 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 		if (ak_limit_is_rate(limit))
 			ak_rate_follow_clock_by(entries[i], limit->rate.burst *
 									limit->rate.emission, charge->now);
-		else
-			see_limit(db, entries[i], limit->amount, nudge);
+		else if (ak_see_limit(db, entries[i], limit->amount))
+			*nudge = true;
 		if (ak_limit_is_credits(limit))
 		{
 			if (!ak_can_change(entries[i]))

@@ -30,6 +30,7 @@ extern void ak_rate_follow_clock(MeterEntry *entry, TimestampTz now);
 
 /* meter.c */
 extern void ak_limit_count(AkLimit *limit, const MeterEntry *entry);
+extern bool ak_see_limit(AkDatabase *db, MeterEntry *entry, int64 limit);
 
 static inline bool
 ak_has_rate(const MeterEntry *entry)

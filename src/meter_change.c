@@ -224,7 +224,7 @@ change_locked(AkDatabase *db, AkCharge *charge, AkChange change,
 		if (entry == NULL)
 			continue;
 		if (change != AK_SETTLE && change != AK_RELEASE && !ak_limit_is_rate(limit))
-			entry->limit = limit->amount;
+			(void) ak_see_limit(db, entry, limit->amount);
 		entry->recent = true;
 		if (change != AK_RELEASE && ak_limit_is_credits(limit))
 			ak_refill(db, limit, entry);
