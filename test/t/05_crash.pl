@@ -201,9 +201,13 @@ is(verify_times($node, 'postgres', $limited, 500), 500, 'requests without a limi
 $node->safe_psql('postgres',
 	q(SELECT apikey_plan_update('limited', '{"max_requests": 100}')));
 is(verify($node, 'postgres', $limited), 'USAGE_EXCEEDED', 'a limit below what was used');
+my $refused = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
 ok( $node->poll_query_until(
 		'postgres', "SELECT charged = 500 FROM apikeys.usage WHERE subject_id = '$limited_id'"),
-	'has it written, though the interval is long');
+	'has it written');
+is( $node->safe_psql(
+		'postgres', "SELECT updated_at < timestamptz '$refused' + interval '15 s' FROM apikeys.usage WHERE subject_id = '$limited_id'"),
+	't', 'long before the interval is over');
 $node->kill9;
 ok(start_again($node), 'the server starts again');
 is(verify_times($node, 'postgres', $limited, 200), 0, 'and holds over a crash');
