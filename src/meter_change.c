@@ -111,6 +111,14 @@ settle(AkDatabase *db, const AkLimit *limit, MeterEntry *entry, int64 used,
 		entry->lost += refilled;
 		rest -= refilled;
 	}
+	else
+	{
+		/*
+		 * What was to be given back may have been taken off by hand meanwhile: a
+		 * count below zero would admit more than the limit.
+		 */
+		rest = Min(rest, entry->charged - entry->lost);
+	}
 	entry->charged -= rest;
 	ak_mark_dirty(db, entry);
 
