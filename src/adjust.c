@@ -61,6 +61,7 @@ apikeys_adjust_count(PG_FUNCTION_ARGS)
 	quota->cost = PG_ARGISNULL(1) ? -quota->count.billed : PG_GETARG_INT64(1);
 
 	charge.refundable = true;
+	charge.by_hand = true;
 	ak_refund_prepare(&charge);
 	if (!ak_meter_change(&charge, AK_ADJUST))
 		ereport(ERROR,

@@ -680,6 +680,7 @@ typedef struct AkCharge
 	TimestampTz now;			/* wall clock */
 	AkSpan		span;			/* the quota's period */
 	bool		refundable;		/* given back if the transaction aborts */
+	bool		by_hand;		/* an adjustment, see adjust.c */
 	bool		changed;		/* set by ak_meter_change() */
 	bool		has_request;	/* the next two are set */
 	MeterKey	request;		/* charged once, however often it comes */

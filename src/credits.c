@@ -208,6 +208,7 @@ limit_of_args(FunctionCallInfo fcinfo, AkCharge *charge)
 	charge->now = ak_database_clock(ak_catalog()->db, GetCurrentTimestamp());
 	charge->nlimits = 1;
 	charge->refundable = false;
+	charge->by_hand = false;
 	charge->has_request = false;
 	ak_credits_limit(&charge->limits[0], &credits, PG_GETARG_UUID_P(0),
 					 strcmp(text_to_cstring(PG_GETARG_TEXT_PP(1)), "user") == 0,

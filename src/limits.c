@@ -393,6 +393,7 @@ ak_charge_prepare(AkCharge *charge, const AkKey *key,
 	charge->nlimits = 1;
 	charge->nskipped = 0;
 	charge->refundable = false;
+	charge->by_hand = false;
 	charge->repeated = false;
 	charge->has_request = key != NULL && costs != NULL &&
 		costs->request_id[0] != '\0';

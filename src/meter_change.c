@@ -46,6 +46,14 @@ note_change(AkDatabase *db, MeterEntry *entry)
 	ak_ask_for_write(db, entry);
 }
 
+/* The same of what aborts, which cannot wait. */
+static void
+note_undone(AkDatabase *db, MeterEntry *entry)
+{
+	if (pending_changes(entry) < PG_UINT8_MAX - 1)
+		note_change(db, entry);
+}
+
 bool
 ak_is_refill_due(const AkLimit *limit, const MeterEntry *entry)
 {
@@ -111,15 +119,20 @@ settle(AkDatabase *db, const AkLimit *limit, MeterEntry *entry, int64 used,
 		entry->lost += refilled;
 		rest -= refilled;
 	}
+	else
+	{
+		/*
+		 * What was to be given back may have been taken off by hand meanwhile: a
+		 * count below zero would admit more than the limit.
+		 */
+		rest = Min(rest, entry->charged - entry->lost);
+	}
 	entry->charged -= rest;
 	ak_mark_dirty(db, entry);
 
-	/*
-	 * Of what was refilled the worker does not learn by "charged"; an adjustment
-	 * that is undone may have lowered the ceiling.
-	 */
-	if ((refilled > 0 || rest < 0) && pending_changes(entry) < PG_UINT8_MAX - 1)
-		note_change(db, entry);
+	/* Of what was refilled the worker does not learn by "charged". */
+	if (refilled > 0)
+		note_undone(db, entry);
 }
 
 /*
@@ -146,6 +159,13 @@ ak_meter_settle(const AkCharge *charge, bool give_back)
 		Assert(entry->refundable > 0);
 		entry->refundable--;
 		settle(db, limit, entry, give_back ? 0 : limit->cost, charge->now);
+
+		/*
+		 * An adjustment was durable at once, and may have lowered the ceiling;
+		 * undone, no row of the ledger would tell of it after a crash.
+		 */
+		if (give_back && charge->by_hand)
+			note_undone(db, entry);
 	}
 	if (charge->has_request)
 	{

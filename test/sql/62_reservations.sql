@@ -62,6 +62,15 @@ SELECT reservation_id AS orphan FROM apikey_reserve(:'api_key', 5) \gset
 SELECT status FROM apikey_delete(:'id');
 SELECT code, current_usage FROM apikey_settle(:'orphan', 2);
 
+-- What is given back to a count that was reset meanwhile makes it no less than
+-- nothing: else more would be admitted than the limit.
+SELECT api_key, id FROM apikey_create('reset', plan_id => 'reserved') \gset
+SELECT reservation_id AS held FROM apikey_reserve(:'api_key', 50) \gset
+SELECT current_usage FROM apikey_usage_adjust(:'id', NULL, 'reset');
+SELECT code, current_usage, remaining FROM apikey_verify(:'api_key', cost => 3);
+SELECT code, current_usage, remaining FROM apikey_settle(:'held', 10);
+SELECT code, current_usage, remaining FROM apikey_verify(:'api_key', cost => 20, charges => '{"tokens": 0}');
+
 -- What cannot be.
 SELECT api_key, id FROM apikey_create('bad', plan_id => 'reserved') \gset
 SELECT reservation_id AS held FROM apikey_reserve(:'api_key', 5) \gset

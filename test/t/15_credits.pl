@@ -282,6 +282,18 @@ ok( $node->poll_query_until(
 		'postgres', "SELECT charged = 100 FROM apikeys.usage WHERE subject_id = '$adjusted_id'"),
 	'and so is its end');
 cmp_ok(time - $undone_at, '<', 20, 'which does not wait for the interval');
+
+# Nor does the end of one that has raised the count: a crash would leave it
+# billed, and no row of the ledger tells why.
+$adjusting->query_safe("BEGIN; SELECT apikey_usage_adjust('$adjusted_id', 50)");
+is( sql("SELECT current_usage FROM apikeys.usage WHERE subject_id = '$adjusted_id'"),
+	'150', 'an adjustment to above the limit is durable');
+$adjusting->query_safe('ROLLBACK');
+$undone_at = time;
+ok( $node->poll_query_until(
+		'postgres', "SELECT current_usage = 100 FROM apikeys.usage WHERE subject_id = '$adjusted_id'"),
+	'and so is its end');
+cmp_ok(time - $undone_at, '<', 20, 'at once');
 $adjusting->quit;
 
 # Slack is for what is not paid for.
