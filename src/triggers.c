@@ -14,6 +14,7 @@
 #include "executor/spi.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "replication/logicalworker.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "common/hashfn.h"
@@ -420,11 +421,18 @@ apikeys_burst_follows_amount(PG_FUNCTION_ARGS)
 
 /* ----- purge ----- */
 
-/* apikeys.in_purge(): the soft-delete triggers ask. */
+/*
+ * apikeys.in_purge(): the soft-delete triggers ask.
+ *
+ * A subscriber of logical replication does what was done at the publisher: there
+ * the row was put back, and comes as a row of its own, or was purged.  One that
+ * was put back here as well would be in its way, and in that of all changes after
+ * it.
+ */
 Datum
 apikeys_in_purge(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(ak_in_purge);
+	PG_RETURN_BOOL(ak_in_purge || IsLogicalWorker());
 }
 
 /* Deleted, and nothing refers to it any more. */
