@@ -375,18 +375,28 @@ partition_step(void)
 	return step(make_partition, &day, &again);
 }
 
-/* Whole days are kept that lie in the retention wholly or partly. */
+/*
+ * The days that the retention reaches back, wholly or partly: those are kept.
+ */
+static int
+retained_days(void)
+{
+	const int	day = MINS_PER_HOUR * HOURS_PER_DAY;
+
+	return ak_history_retention / day + (ak_history_retention % day != 0);
+}
+
 static StepResult
 retention_step(void)
 {
-	const int	day = MINS_PER_HOUR * HOURS_PER_DAY;
 	Retention	retention = {.oldest = ""};
 	StepResult	result;
 
-	if (ak_history_retention == 0)
+	/* One that reaches back beyond the year 1 keeps all, as 0 does. */
+	if (ak_history_retention == 0 ||
+		retained_days() > current.julian - date2j(1, 1, 1))
 		return STEP_DONE;
-	set_day(&retention.first_kept,
-			current.julian - (ak_history_retention + day - 1) / day);
+	set_day(&retention.first_kept, current.julian - retained_days());
 	result = step(drop_oldest_partition, &retention, &retention.again);
 	if (result == STEP_FAILED && retention.oldest[0] != '\0')
 		return pass_over(retention.oldest);

@@ -131,5 +131,22 @@ $reader->quit;
 ok($node->poll_query_until('postgres', $left, '01'), 'those that were locked, and behind them, are dropped later');
 answer('DROP VIEW january');
 ok($node->poll_query_until('postgres', "SELECT ($left) IS NULL"), 'and so is the other');
+
+# ----- A retention that reaches back beyond all history -----
+
+# To before the year 1, and the longest that can be set.
+my $kept = q(SELECT count(*) FROM apikeys.requests);
+my $partitions = q(SELECT count(*) FROM pg_inherits WHERE inhparent = 'apikeys.requests'::regclass);
+my $failures = q(SELECT flush_failures FROM apikeys.health);
+my ($rows, $tables, $failed) = map { answer($_) } $kept, $partitions, $failures;
+cmp_ok($rows, '>', 0, 'there is history');
+foreach my $retention ('800000d', '2147483647')
+{
+	set_retention($retention);
+	sweeps("with a retention of $retention");
+	is(answer($kept), $rows, '... and all history is kept');
+	is(answer($partitions), $tables, '... and its partitions');
+	is(answer($failures), $failed, '... and nothing fails');
+}
 $node->stop;
 done_testing();
