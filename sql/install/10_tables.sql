@@ -77,7 +77,7 @@ CREATE TABLE apikeys.users (
         CONSTRAINT users_id_check CHECK (octet_length(id) BETWEEN 1 AND 255),
     name text,
     email text
-        CONSTRAINT users_email_check CHECK (email ~ '^[^@\s]+@[^@\s]+$'),
+        CONSTRAINT users_email_check CHECK (email ~ '^[^@[:space:]]+@[^@[:space:]]+$'),
     plan_id text
         CONSTRAINT users_plan_id_fkey REFERENCES apikeys.plans (id),
     custom_start timestamptz

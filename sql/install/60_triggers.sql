@@ -102,7 +102,7 @@ BEGIN
         WHEN octet_length(given.id) NOT BETWEEN 1 AND 255 THEN
             ARRAY['id of a user must have between 1 and 255 bytes',
                   'Use the id by which the application knows the user.']
-        WHEN given.email !~ '^[^@\s]+@[^@\s]+$' THEN
+        WHEN given.email !~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN
             ARRAY['invalid email',
                   'An email has one "@" and no white space, such as "name@example.com".']
         WHEN NOT isfinite(given.custom_start) THEN
