@@ -276,20 +276,41 @@ today(void)
 }
 
 /*
- * Make a day's partition, unless it is there.  What the DEFAULT partition
+ * Whether there is nothing to make for a day: its partition is there, if only as
+ * a table that somebody has detached, or a partition of somebody's own has some of
+ * the day.  What it leaves of it goes to the DEFAULT partition.
+ */
+static bool
+is_taken(const Day *day)
+{
+	char	   *query = psprintf("SELECT FROM pg_class WHERE relname = '%s'"
+								 " AND relnamespace = 'apikeys'::regnamespace"
+								 " UNION ALL SELECT FROM pg_inherits i"
+								 " JOIN pg_class c ON c.oid = i.inhrelid,"
+								 " regexp_match(pg_get_expr(c.relpartbound, c.oid),"
+								 " '^FOR VALUES FROM [(](.*)[)] TO [(](.*)[)]$') b"
+								 " WHERE i.inhparent = 'apikeys.requests'::regclass"
+								 " AND CASE WHEN b[1] = 'MINVALUE' THEN true"
+								 " ELSE btrim(b[1], '''')::timestamptz < '%s' END"
+								 " AND CASE WHEN b[2] = 'MAXVALUE' THEN true"
+								 " ELSE btrim(b[2], '''')::timestamptz > '%s' END",
+								 day->name, day->until, day->from);
+
+	if (SPI_execute(query, true, 1) < 0)
+		elog(ERROR, "could not look for a partition");
+	return SPI_processed > 0;
+}
+
+/*
+ * Make a day's partition, unless it is taken.  What the DEFAULT partition
  * caught of that day moves into it.
  */
 static void
 make_partition(void *arg)
 {
 	const Day  *day = arg;
-	char	   *exists = psprintf("SELECT FROM pg_class WHERE relname = '%s'"
-								  " AND relnamespace = 'apikeys'::regnamespace",
-								  day->name);
 
-	if (SPI_execute(exists, true, 1) < 0)
-		elog(ERROR, "could not look for a partition");
-	if (SPI_processed > 0)
+	if (is_taken(day))
 		return;
 
 	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests)", day->name));

@@ -132,12 +132,36 @@ ok($node->poll_query_until('postgres', $left, '01'), 'those that were locked, an
 answer('DROP VIEW january');
 ok($node->poll_query_until('postgres', "SELECT ($left) IS NULL"), 'and so is the other');
 
+# ----- Partitions of somebody's own -----
+
+# From tomorrow on, instead of those that the worker has made.
+my $partitions = q(SELECT count(*) FROM pg_inherits WHERE inhparent = 'apikeys.requests'::regclass);
+my $failures = q(SELECT flush_failures FROM apikeys.health);
+foreach my $until (q('infinity'), 'MAXVALUE')
+{
+	my $tomorrow = answer(q(SELECT (now() AT TIME ZONE 'UTC')::date + 1));
+	my $dated = answer(qq(
+		SELECT string_agg(i.inhrelid::regclass::text, ', ') FROM pg_inherits i
+		 WHERE i.inhparent = 'apikeys.requests'::regclass
+		   AND i.inhrelid::regclass::text
+		       BETWEEN to_char('$tomorrow'::date, '"apikeys.requests_"YYYY_MM_DD') AND 'apikeys.requests_9'));
+	answer(qq(
+		BEGIN;
+		DROP TABLE $dated;
+		CREATE TABLE apikeys.own PARTITION OF apikeys.requests FOR VALUES FROM ('$tomorrow 00:00+00') TO ($until);
+		COMMIT));
+	my $failed = answer($failures);
+	sweeps("with a partition of one's own, to $until");
+	is(answer($failures), $failed, '... and nothing fails');
+	is(answer($partitions), 3, '... or is made in its place');
+	answer('DROP TABLE apikeys.own');
+	ok($node->poll_query_until('postgres', "SELECT ($partitions) = 4"), '... but is when it has gone');
+}
+
 # ----- A retention that reaches back beyond all history -----
 
 # To before the year 1, and the longest that can be set.
 my $kept = q(SELECT count(*) FROM apikeys.requests);
-my $partitions = q(SELECT count(*) FROM pg_inherits WHERE inhparent = 'apikeys.requests'::regclass);
-my $failures = q(SELECT flush_failures FROM apikeys.health);
 my ($rows, $tables, $failed) = map { answer($_) } $kept, $partitions, $failures;
 cmp_ok($rows, '>', 0, 'there is history');
 foreach my $retention ('800000d', '2147483647')
