@@ -30,6 +30,7 @@ PG_FUNCTION_INFO_V1(apikeys_keys_before_write);
 PG_FUNCTION_INFO_V1(apikeys_burst_follows_amount);
 PG_FUNCTION_INFO_V1(apikeys_announce_change);
 PG_FUNCTION_INFO_V1(apikeys_in_purge);
+PG_FUNCTION_INFO_V1(apikeys_in_subscription);
 PG_FUNCTION_INFO_V1(apikey_purge);
 
 bool		ak_in_purge = false;
@@ -421,18 +422,29 @@ apikeys_burst_follows_amount(PG_FUNCTION_ARGS)
 
 /* ----- purge ----- */
 
-/*
- * apikeys.in_purge(): the soft-delete triggers ask.
- *
- * A subscriber of logical replication does what was done at the publisher: there
- * the row was put back, and comes as a row of its own, or was purged.  One that
- * was put back here as well would be in its way, and in that of all changes after
- * it.
- */
+/* apikeys.in_purge(): the soft-delete triggers ask. */
 Datum
 apikeys_in_purge(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(ak_in_purge || IsLogicalWorker());
+	PG_RETURN_BOOL(ak_in_purge);
+}
+
+/* ----- logical replication ----- */
+
+/*
+ * apikeys.in_subscription(): triggers that are ENABLE ALWAYS ask.
+ *
+ * A subscriber does what was done at the publisher, and what that one's triggers
+ * have done comes as changes of their own.  If a trigger here does it again, or
+ * refuses it, the subscription stops, and no revocation comes through any more.
+ *
+ * Only a superuser's counts, who could do without triggers: another's must not be
+ * a way around them.
+ */
+Datum
+apikeys_in_subscription(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(IsLogicalWorker() && superuser_arg(GetSessionUserId()));
 }
 
 /* Deleted, and nothing refers to it any more. */

@@ -96,12 +96,25 @@ $publisher->wait_for_catchup('keys');
 is($subscriber->safe_psql('postgres', $rows), $publisher->safe_psql('postgres', $rows), 'and purged');
 is($subscriber->safe_psql('postgres', $rows), '4|0', '... for good');
 
-# Who is no subscription still only marks.
+# A role that is not there yet does not keep revocations from coming.
+publish(
+	qq(CREATE ROLE web;
+	SELECT apikey_plan_create('Web', plan_id => 'web');
+	SELECT apikey_plan_update('web', '{"http_role": "web"}');
+	SELECT apikey_delete('$id{updated}')));
+$publisher->wait_for_catchup('keys');
+is($subscriber->safe_psql('postgres', q(SELECT http_role FROM apikeys.plans WHERE id = 'web')), 'web', 'an http_role');
+is($subscriber->safe_psql('postgres', $rows), '4|1', 'and a deletion after it');
+
+# Who is no subscription still only marks, and is held to roles that exist.
 $subscriber->safe_psql('postgres', "DELETE FROM apikeys.keys WHERE id = '$id{kept}'");
-is($subscriber->safe_psql('postgres', $rows), '4|1', 'a DELETE on the subscriber marks');
+is($subscriber->safe_psql('postgres', $rows), '4|2', 'a DELETE on the subscriber marks');
+my (undef, undef, $refused) = $subscriber->psql('postgres',
+	q(SET session_replication_role = replica; UPDATE apikeys.plans SET http_role = 'nobody'));
+like($refused, qr/role "nobody" does not exist/, 'an http_role must be there');
 $session->quit;
 
-unlike(slurp_file($subscriber->logfile), qr/ERROR:/, 'the subscription has not failed');
+unlike(slurp_file($subscriber->logfile), qr/ERROR:(?!.*role "nobody")/, 'the subscription has not failed');
 $publisher->stop;
 $subscriber->stop;
 done_testing();
