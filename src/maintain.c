@@ -32,6 +32,9 @@
 /* Rows of usage looked at in one step. */
 #define USAGE_BATCH 10000
 
+/* Old rows of the DEFAULT partition removed in one step. */
+#define HISTORY_BATCH 10000
+
 /* Old request ids removed in one step. */
 #define REQUEST_ID_BATCH 10000
 
@@ -317,6 +320,7 @@ make_partition(void *arg)
 
 	/* No primary key: else a publication would refuse updates and deletes. */
 	run(psprintf("ALTER TABLE apikeys.%s REPLICA IDENTITY FULL", day->name));
+	ak_plan_by_index();
 	run(psprintf("WITH moved AS (DELETE FROM apikeys.requests_default"
 				 " WHERE \"timestamp\" >= '%s' AND \"timestamp\" < '%s' RETURNING *)"
 				 " INSERT INTO apikeys.%s SELECT * FROM moved",
@@ -333,7 +337,8 @@ make_partition(void *arg)
 /*
  * Drop the oldest partition if it lies wholly before a day, but for those that
  * were tried in this round.  One at a time: each takes a lock on the whole
- * history for a moment.
+ * history for a moment.  Then what the DEFAULT partition has from before it, by
+ * its index: it may have all of the history (a restore of data alone).
  */
 typedef struct Retention
 {
@@ -366,8 +371,14 @@ drop_oldest_partition(void *arg)
 		run(psprintf("DROP TABLE apikeys.%s", retention->oldest));
 	}
 	else
-		run(psprintf("DELETE FROM apikeys.requests_default WHERE \"timestamp\" < '%s'",
-					 retention->first_kept.from));
+	{
+		ak_plan_by_index();
+		run(psprintf("DELETE FROM apikeys.requests_default WHERE ctid = ANY (ARRAY("
+					 "SELECT ctid FROM apikeys.requests_default"
+					 " WHERE \"timestamp\" < '%s' ORDER BY \"timestamp\" LIMIT %d))",
+					 retention->first_kept.from, HISTORY_BATCH));
+		retention->again = SPI_processed == HISTORY_BATCH;
+	}
 }
 
 /*

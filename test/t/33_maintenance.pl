@@ -158,6 +158,25 @@ foreach my $until (q('infinity'), 'MAXVALUE')
 	ok($node->poll_query_until('postgres', "SELECT ($partitions) = 4"), '... but is when it has gone');
 }
 
+# ----- Much history in the DEFAULT partition -----
+
+# What is old goes, by batches, and what is not is not looked through each time.
+answer(q(
+	INSERT INTO apikeys.requests_default (timestamp, key_id, status, code, cost)
+	SELECT now() - interval '200 days' - n * interval '1 second', apikeys.uuidv7(), 'allowed', 'VALID', 1
+	  FROM generate_series(1, 25000) n
+	UNION ALL
+	SELECT now() - interval '20 days' - n * interval '1 second', apikeys.uuidv7(), 'allowed', 'VALID', 1
+	  FROM generate_series(1, 20000) n));
+my $in_default = q(SELECT count(*) FROM apikeys.requests_default);
+ok($node->poll_query_until('postgres', "SELECT ($in_default) = 20000"), 'old rows are removed');
+my $scans = q(SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'apikeys.requests_default'::regclass);
+my $scanned = answer($scans);
+sweeps("with much that stays, $_") foreach 1 .. 3;
+is(answer($scans), $scanned, 'what stays is not read at each sweep');
+is(answer($in_default), 20000, 'and stays');
+answer('DELETE FROM apikeys.requests_default');
+
 # ----- A retention that reaches back beyond all history -----
 
 # To before the year 1, and the longest that can be set.
