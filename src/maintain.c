@@ -32,6 +32,9 @@
 /* Rows of usage looked at in one step. */
 #define USAGE_BATCH 10000
 
+/* Old rows of the DEFAULT partition removed in one step. */
+#define HISTORY_BATCH 10000
+
 /* Old request ids removed in one step. */
 #define REQUEST_ID_BATCH 10000
 
@@ -276,26 +279,48 @@ today(void)
 }
 
 /*
- * Make a day's partition, unless it is there.  What the DEFAULT partition
+ * Whether there is nothing to make for a day: its partition is there, if only as
+ * a table that somebody has detached, or a partition of somebody's own has some of
+ * the day.  What it leaves of it goes to the DEFAULT partition.
+ */
+static bool
+is_taken(const Day *day)
+{
+	char	   *query = psprintf("SELECT FROM pg_class WHERE relname = '%s'"
+								 " AND relnamespace = 'apikeys'::regnamespace"
+								 " UNION ALL SELECT FROM pg_inherits i"
+								 " JOIN pg_class c ON c.oid = i.inhrelid,"
+								 " regexp_match(pg_get_expr(c.relpartbound, c.oid),"
+								 " '^FOR VALUES FROM [(](.*)[)] TO [(](.*)[)]$') b"
+								 " WHERE i.inhparent = 'apikeys.requests'::regclass"
+								 " AND CASE WHEN b[1] = 'MINVALUE' THEN true"
+								 " ELSE btrim(b[1], '''')::timestamptz < '%s' END"
+								 " AND CASE WHEN b[2] = 'MAXVALUE' THEN true"
+								 " ELSE btrim(b[2], '''')::timestamptz > '%s' END",
+								 day->name, day->until, day->from);
+
+	if (SPI_execute(query, true, 1) < 0)
+		elog(ERROR, "could not look for a partition");
+	return SPI_processed > 0;
+}
+
+/*
+ * Make a day's partition, unless it is taken.  What the DEFAULT partition
  * caught of that day moves into it.
  */
 static void
 make_partition(void *arg)
 {
 	const Day  *day = arg;
-	char	   *exists = psprintf("SELECT FROM pg_class WHERE relname = '%s'"
-								  " AND relnamespace = 'apikeys'::regnamespace",
-								  day->name);
 
-	if (SPI_execute(exists, true, 1) < 0)
-		elog(ERROR, "could not look for a partition");
-	if (SPI_processed > 0)
+	if (is_taken(day))
 		return;
 
 	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests)", day->name));
 
 	/* No primary key: else a publication would refuse updates and deletes. */
 	run(psprintf("ALTER TABLE apikeys.%s REPLICA IDENTITY FULL", day->name));
+	ak_plan_by_index();
 	run(psprintf("WITH moved AS (DELETE FROM apikeys.requests_default"
 				 " WHERE \"timestamp\" >= '%s' AND \"timestamp\" < '%s' RETURNING *)"
 				 " INSERT INTO apikeys.%s SELECT * FROM moved",
@@ -312,7 +337,8 @@ make_partition(void *arg)
 /*
  * Drop the oldest partition if it lies wholly before a day, but for those that
  * were tried in this round.  One at a time: each takes a lock on the whole
- * history for a moment.
+ * history for a moment.  Then what the DEFAULT partition has from before it, by
+ * its index: it may have all of the history (a restore of data alone).
  */
 typedef struct Retention
 {
@@ -345,8 +371,14 @@ drop_oldest_partition(void *arg)
 		run(psprintf("DROP TABLE apikeys.%s", retention->oldest));
 	}
 	else
-		run(psprintf("DELETE FROM apikeys.requests_default WHERE \"timestamp\" < '%s'",
-					 retention->first_kept.from));
+	{
+		ak_plan_by_index();
+		run(psprintf("DELETE FROM apikeys.requests_default WHERE ctid = ANY (ARRAY("
+					 "SELECT ctid FROM apikeys.requests_default"
+					 " WHERE \"timestamp\" < '%s' ORDER BY \"timestamp\" LIMIT %d))",
+					 retention->first_kept.from, HISTORY_BATCH));
+		retention->again = SPI_processed == HISTORY_BATCH;
+	}
 }
 
 /*
@@ -375,18 +407,28 @@ partition_step(void)
 	return step(make_partition, &day, &again);
 }
 
-/* Whole days are kept that lie in the retention wholly or partly. */
+/*
+ * The days that the retention reaches back, wholly or partly: those are kept.
+ */
+static int
+retained_days(void)
+{
+	const int	day = MINS_PER_HOUR * HOURS_PER_DAY;
+
+	return ak_history_retention / day + (ak_history_retention % day != 0);
+}
+
 static StepResult
 retention_step(void)
 {
-	const int	day = MINS_PER_HOUR * HOURS_PER_DAY;
 	Retention	retention = {.oldest = ""};
 	StepResult	result;
 
-	if (ak_history_retention == 0)
+	/* One that reaches back beyond the year 1 keeps all, as 0 does. */
+	if (ak_history_retention == 0 ||
+		retained_days() > current.julian - date2j(1, 1, 1))
 		return STEP_DONE;
-	set_day(&retention.first_kept,
-			current.julian - (ak_history_retention + day - 1) / day);
+	set_day(&retention.first_kept, current.julian - retained_days());
 	result = step(drop_oldest_partition, &retention, &retention.again);
 	if (result == STEP_FAILED && retention.oldest[0] != '\0')
 		return pass_over(retention.oldest);

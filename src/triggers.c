@@ -14,6 +14,7 @@
 #include "executor/spi.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "replication/logicalworker.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "common/hashfn.h"
@@ -29,6 +30,7 @@ PG_FUNCTION_INFO_V1(apikeys_keys_before_write);
 PG_FUNCTION_INFO_V1(apikeys_burst_follows_amount);
 PG_FUNCTION_INFO_V1(apikeys_announce_change);
 PG_FUNCTION_INFO_V1(apikeys_in_purge);
+PG_FUNCTION_INFO_V1(apikeys_in_subscription);
 PG_FUNCTION_INFO_V1(apikey_purge);
 
 bool		ak_in_purge = false;
@@ -425,6 +427,24 @@ Datum
 apikeys_in_purge(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(ak_in_purge);
+}
+
+/* ----- logical replication ----- */
+
+/*
+ * apikeys.in_subscription(): triggers that are ENABLE ALWAYS ask.
+ *
+ * A subscriber does what was done at the publisher, and what that one's triggers
+ * have done comes as changes of their own.  If a trigger here does it again, or
+ * refuses it, the subscription stops, and no revocation comes through any more.
+ *
+ * Only a superuser's counts, who could do without triggers: another's must not be
+ * a way around them.
+ */
+Datum
+apikeys_in_subscription(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(IsLogicalWorker() && superuser_arg(GetSessionUserId()));
 }
 
 /* Deleted, and nothing refers to it any more. */

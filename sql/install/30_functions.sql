@@ -133,6 +133,13 @@ COMMENT ON FUNCTION apikeys.in_purge() IS
 'Whether apikey_purge is running in this session.
 Only then does a DELETE remove a row.';
 
+CREATE FUNCTION apikeys.in_subscription() RETURNS boolean
+LANGUAGE c STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'apikeys_in_subscription';
+COMMENT ON FUNCTION apikeys.in_subscription() IS
+'Whether this is a worker of logical replication, for a subscription of a superuser.
+It changes rows as they were changed at the publisher, where triggers have done their part.';
+
 CREATE FUNCTION apikeys.is_rate(amount bigint, period interval, burst bigint) RETURNS boolean
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'apikeys_is_rate';
@@ -243,6 +250,7 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.apikey_purge(interval),
     apikeys.key_of_secret(text),
     apikeys.in_purge(),
+    apikeys.in_subscription(),
     apikeys.is_rate(bigint, interval, bigint),
     apikeys.keys_before_write(),
     apikeys.check_permissions(text[]),

@@ -102,7 +102,7 @@ BEGIN
         WHEN octet_length(given.id) NOT BETWEEN 1 AND 255 THEN
             ARRAY['id of a user must have between 1 and 255 bytes',
                   'Use the id by which the application knows the user.']
-        WHEN given.email !~ '^[^@\s]+@[^@\s]+$' THEN
+        WHEN given.email !~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN
             ARRAY['invalid email',
                   'An email has one "@" and no white space, such as "name@example.com".']
         WHEN NOT isfinite(given.custom_start) THEN
@@ -257,7 +257,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF apikeys.in_purge() THEN
+    IF apikeys.in_purge() OR apikeys.in_subscription() THEN
         RETURN NULL;
     END IF;
     IF OLD.deleted_at IS NULL THEN
@@ -274,7 +274,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.soft_delete() IS
 'Put a deleted row back, marked as deleted.
-Trigger. Does nothing while apikey_purge runs.';
+Trigger. Does nothing while apikey_purge runs, and where a DELETE comes by logical replication.';
 REVOKE EXECUTE ON FUNCTION apikeys.soft_delete() FROM PUBLIC;
 
 CREATE TRIGGER "0_soft_delete" AFTER DELETE ON apikeys.keys

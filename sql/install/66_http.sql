@@ -44,6 +44,9 @@ AS $$
 DECLARE
     revived boolean := false;
 BEGIN
+    IF apikeys.in_subscription() THEN
+        RETURN NEW;
+    END IF;
     IF octet_length(NEW.http_role) NOT BETWEEN 1 AND 63 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'http_role must have between 1 and 63 bytes',
@@ -64,7 +67,7 @@ END
 $$;
 COMMENT ON FUNCTION apikeys.http_role_before_write() IS
 'Check the http_role of a plan or an api that is written.
-Trigger. A restored row is left as it is. Raises as apikeys.check_http_role.';
+Trigger. A restored row is left as it is, and one that comes by logical replication. Raises as apikeys.check_http_role.';
 REVOKE EXECUTE ON FUNCTION apikeys.http_role_before_write() FROM PUBLIC;
 
 CREATE TRIGGER check_http_role BEFORE INSERT OR UPDATE ON apikeys.plans

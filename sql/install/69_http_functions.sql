@@ -46,11 +46,11 @@ DECLARE
         WHEN state = '42704' OR left(state, 2) IN ('22', '23') THEN 400
     END;
     named text := coalesce(substring(message FROM 'field "([^"]*)"'), nullif(field, ''),
-        substring("constraint" FROM '^[a-z]+_(\w+)_check$'),
+        substring("constraint" FROM E'^[a-z]+_(\\w+)_check$'),
         (SELECT a.name
            FROM unnest(arguments) WITH ORDINALITY AS a(name, place)
-          WHERE message ~ ('\m' || a.name || '\M')
-             OR message ~ ('^id of an? ' || substring(a.name FROM '^(.*)_id$') || '\M')
+          WHERE message ~ (E'\\m' || a.name || E'\\M')
+             OR message ~ ('^id of an? ' || substring(a.name FROM '^(.*)_id$') || E'\\M')
           ORDER BY strpos(message, a.name), a.place
           LIMIT 1));
 BEGIN
@@ -345,7 +345,7 @@ DECLARE
 BEGIN
     WITH stats AS (
         SELECT s.name ~ '^[A-Z_]+$' AS is_outcome, s.name,
-               CASE WHEN s.name LIKE '%\_ms' THEN round(s.value / 1000.0, 3) ELSE s.value END AS value,
+               CASE WHEN s.name LIKE E'%\\_ms' THEN round(s.value / 1000.0, 3) ELSE s.value END AS value,
                'apikeys_' || CASE s.name
                    WHEN 'seconds_since_flush' THEN 'flush_age_seconds'
                    ELSE regexp_replace(s.name, '_ms$', '_seconds') END AS metric,

@@ -72,3 +72,10 @@ INSERT INTO apikeys.users (id, created_at, updated_at, deleted_at)
 SELECT created_at = '2020-01-01 00:00+00' AND updated_at = '2020-02-02 00:00+00'
        AND deleted_at = '2020-03-03 00:00+00' AS as_it_was
   FROM apikeys.users WHERE id = 'restored';
+
+-- Where a backslash in a string is an escape, an email is no other. (In a new
+-- session: another has parsed the check already.)
+\c -
+SET standard_conforming_strings = off;
+SELECT email FROM apikey_user_create('sam', email => 'sam@sums.test');
+SELECT email FROM apikey_user_update('sam', '{"email": "sam sums@sums.test"}');

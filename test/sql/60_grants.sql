@@ -73,6 +73,7 @@ INSERT INTO attempts (statement) VALUES
     ('SELECT apikey_purge(''0'')'),
     ('SELECT apikey_grant(''regress_stranger'', ''manager'')'),
     ('SELECT apikeys.in_purge()'),
+    ('SELECT apikeys.in_subscription()'),
     ('SELECT apikeys.uuidv7()'),
     ('SELECT apikeys.check_plan(''grants'')'),
     ('SELECT * FROM apikeys.meter()'),

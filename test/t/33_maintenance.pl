@@ -131,5 +131,65 @@ $reader->quit;
 ok($node->poll_query_until('postgres', $left, '01'), 'those that were locked, and behind them, are dropped later');
 answer('DROP VIEW january');
 ok($node->poll_query_until('postgres', "SELECT ($left) IS NULL"), 'and so is the other');
+
+# ----- Partitions of somebody's own -----
+
+# From tomorrow on, instead of those that the worker has made.
+my $partitions = q(SELECT count(*) FROM pg_inherits WHERE inhparent = 'apikeys.requests'::regclass);
+my $failures = q(SELECT flush_failures FROM apikeys.health);
+foreach my $until (q('infinity'), 'MAXVALUE')
+{
+	my $tomorrow = answer(q(SELECT (now() AT TIME ZONE 'UTC')::date + 1));
+	my $dated = answer(qq(
+		SELECT string_agg(i.inhrelid::regclass::text, ', ') FROM pg_inherits i
+		 WHERE i.inhparent = 'apikeys.requests'::regclass
+		   AND i.inhrelid::regclass::text
+		       BETWEEN to_char('$tomorrow'::date, '"apikeys.requests_"YYYY_MM_DD') AND 'apikeys.requests_9'));
+	answer(qq(
+		BEGIN;
+		DROP TABLE $dated;
+		CREATE TABLE apikeys.own PARTITION OF apikeys.requests FOR VALUES FROM ('$tomorrow 00:00+00') TO ($until);
+		COMMIT));
+	my $failed = answer($failures);
+	sweeps("with a partition of one's own, to $until");
+	is(answer($failures), $failed, '... and nothing fails');
+	is(answer($partitions), 3, '... or is made in its place');
+	answer('DROP TABLE apikeys.own');
+	ok($node->poll_query_until('postgres', "SELECT ($partitions) = 4"), '... but is when it has gone');
+}
+
+# ----- Much history in the DEFAULT partition -----
+
+# What is old goes, by batches, and what is not is not looked through each time.
+answer(q(
+	INSERT INTO apikeys.requests_default (timestamp, key_id, status, code, cost)
+	SELECT now() - interval '200 days' - n * interval '1 second', apikeys.uuidv7(), 'allowed', 'VALID', 1
+	  FROM generate_series(1, 25000) n
+	UNION ALL
+	SELECT now() - interval '20 days' - n * interval '1 second', apikeys.uuidv7(), 'allowed', 'VALID', 1
+	  FROM generate_series(1, 20000) n));
+my $in_default = q(SELECT count(*) FROM apikeys.requests_default);
+ok($node->poll_query_until('postgres', "SELECT ($in_default) = 20000"), 'old rows are removed');
+my $scans = q(SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'apikeys.requests_default'::regclass);
+my $scanned = answer($scans);
+sweeps("with much that stays, $_") foreach 1 .. 3;
+is(answer($scans), $scanned, 'what stays is not read at each sweep');
+is(answer($in_default), 20000, 'and stays');
+answer('DELETE FROM apikeys.requests_default');
+
+# ----- A retention that reaches back beyond all history -----
+
+# To before the year 1, and the longest that can be set.
+my $kept = q(SELECT count(*) FROM apikeys.requests);
+my ($rows, $tables, $failed) = map { answer($_) } $kept, $partitions, $failures;
+cmp_ok($rows, '>', 0, 'there is history');
+foreach my $retention ('800000d', '2147483647')
+{
+	set_retention($retention);
+	sweeps("with a retention of $retention");
+	is(answer($kept), $rows, '... and all history is kept');
+	is(answer($partitions), $tables, '... and its partitions');
+	is(answer($failures), $failed, '... and nothing fails');
+}
 $node->stop;
 done_testing();
