@@ -55,6 +55,43 @@ $node->safe_psql('app', q(UPDATE apikeys.keys SET name = 'other'));
 is($node->safe_psql('app', 'SELECT count(*) FROM m.seen'),
 	'1', 'though the triggers are there');
 
+# ----- Functions that a command of a superuser calls for their owner -----
+
+# Maintenance runs what indexes need as the table's owner; session_user is then
+# who gave the command, or who autovacuum runs as.
+$node->safe_psql(
+	'app', q(
+	CREATE ROLE powerful;
+	SELECT apikey_grant('mallory', 'manager');
+	SET SESSION AUTHORIZATION mallory;
+	CREATE TABLE m.bait AS SELECT 1 AS a;
+	CREATE FUNCTION m.g(a int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT a';
+	CREATE INDEX ON m.bait (m.g(a));
+	CREATE OR REPLACE FUNCTION m.g(a int) RETURNS int LANGUAGE plpgsql AS $$
+	BEGIN
+	    BEGIN
+	        PERFORM public.apikey_plan_update('plan', '{"http_role": "powerful"}');
+	        INSERT INTO m.seen VALUES ('named it');
+	    EXCEPTION WHEN insufficient_privilege THEN
+	        INSERT INTO m.seen VALUES ('refused');
+	    END;
+	    RETURN a;
+	END $$;
+	TRUNCATE m.seen));
+my ($ret, $stdout, $stderr) = $node->psql('app',
+	q(SET SESSION AUTHORIZATION mallory; SELECT m.g(1)));
+is($node->safe_psql('app', 'SELECT string_agg(who, chr(32)) FROM m.seen'),
+	'refused', 'a manager cannot name a role that is not its own');
+$node->safe_psql('app', 'TRUNCATE m.seen; ANALYZE m.bait');
+is($node->safe_psql('app', 'SELECT string_agg(DISTINCT who, chr(32)) FROM m.seen'),
+	'refused', 'nor by a function that ANALYZE calls for it');
+is($node->safe_psql('app', q(SELECT http_role IS NULL FROM apikeys.plans WHERE id = 'plan')),
+	't', 'the plan has no role');
+$node->safe_psql('app', q(
+	SELECT apikey_plan_update('plan', '{"http_role": "powerful"}');
+	SELECT apikey_plan_update('plan', '{"http_role": null}');
+	DROP TABLE m.bait));
+
 # ----- Commands that are not allowed -----
 
 my $open = $node->safe_psql('app', 'SELECT id FROM apikeys.incarnations');
