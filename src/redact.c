@@ -40,9 +40,6 @@
 #define CUT_AS_ACTIVITY 2		/* so is a long line, without a sign of it */
 #define BROKEN_LINES 4			/* words go on in the next line */
 
-/* A letter: if a text is read as SQL again, no token ends elsewhere. */
-#define MASK 'x'
-
 /* Fewer characters than a secret's, but more than names have at random. */
 #define NEARLY_SECRET 20
 
@@ -95,9 +92,9 @@ mask(const Run *run)
 	bool		changed = false;
 
 	for (char *c = run->start; c < run->end; c++)
-		if (ak_is_base62(*c) && *c != MASK)
+		if (ak_is_base62(*c) && *c != AK_MASK)
 		{
-			*c = MASK;
+			*c = AK_MASK;
 			changed = true;
 		}
 	return changed;
@@ -258,7 +255,7 @@ redact_constants(char *text)
 			continue;
 		for (c++; *c == ' ' || *c == '\n' || *c == '-' || (*c >= '0' && *c <= '9'); c++)
 			if (*c >= '0' && bytes > 8)
-				*c = MASK;
+				*c = AK_MASK;
 	}
 }
 
