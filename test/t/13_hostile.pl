@@ -119,6 +119,7 @@ $node->safe_psql(
 	ALTER DATABASE app SET session_replication_role = 'origin';
 	ALTER DATABASE app SET search_path = 'm';
 	ALTER DATABASE app SET statement_timeout = '1ms';
+	ALTER DATABASE app SET exit_on_error = on;
 	ALTER DATABASE app SET synchronous_commit = off)
 	  . ($node->pg_version >= 17 ? "; ALTER DATABASE app SET transaction_timeout = '1ms'" : ''));
 $node->restart;
@@ -137,6 +138,19 @@ ok( $node->poll_query_until(
 		'app',
 		q(SELECT count(*) = 1 FROM apikeys.requests WHERE endpoint = U&'/\\20ac')),
 	'is in the history as it was said');
+
+# The worker was started with these settings, and outlives an error.
+my $pid = q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'apikeys worker' AND datname = 'app');
+my $before = $node->safe_psql('app', $pid);
+my $failures = q(SELECT value FROM apikeys.stats WHERE name = 'flush_failures');
+my $failed = $node->safe_psql('app', $failures);
+my $blocker = $node->background_psql('app');
+$blocker->query_safe('BEGIN; LOCK TABLE apikeys.requests IN ACCESS EXCLUSIVE MODE');
+is(verify($node, 'app', $secret), 'VALID', 'a request that cannot be written yet');
+ok($node->poll_query_until('app', qq(
+	SELECT ($failures) > $failed OR NOT EXISTS ($pid AND pid = $before))), 'the worker fails');
+$blocker->quit;
+is($node->safe_psql('app', $pid), $before, 'and is still there');
 
 $node->stop;
 done_testing();
