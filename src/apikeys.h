@@ -284,6 +284,8 @@ typedef struct AkShared
 	pg_atomic_uint32 hand;		/* clock hand of the eviction */
 	pg_atomic_uint64 evictions;
 	int64		no_room_at;		/* somebody found no entry; no lock */
+	pg_atomic_uint32 kept_requests; /* entries of requests that may yet be given
+									 * back; each under its partition */
 	pg_atomic_uint32 nprefixes; /* that redact.c knows; set under control */
 	char		prefixes[AK_PREFIXES][AK_PREFIX_MAX + 1];
 	LWLock	   *control;
