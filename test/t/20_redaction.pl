@@ -191,6 +191,9 @@ sub literals
 		SELECT '{"key": "$text" oops}'::json;
 		SELECT '{"key": "$text", "longer": oops}'::json;
 		SELECT '$text'::json;
+		SELECT ('<a>$text' || repeat('-', 38) || '</b>')::xml;
+		SELECT ('<a>$text' || repeat('-', 50) || '</b>')::xml;
+		SELECT ('<a>$text' || repeat('-', 64) || '</b>')::xml;
 		SELECT $text;
 		SELECT * FROM $text;
 		SELECT $text.x.y.z;
