@@ -37,16 +37,18 @@ BEGIN
         RAISE EXCEPTION 'http_role cannot be given by what a maintenance command calls'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF NOT pg_has_role(caller, found_role.oid, 'MEMBER') THEN
+    -- PostgreSQL 16 tells who may set a role from who is a member.
+    IF NOT pg_has_role(caller, found_role.oid,
+            CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN
         RAISE EXCEPTION 'permission denied to give role "%" as http_role', check_http_role.http_role
             USING ERRCODE = 'insufficient_privilege',
-            HINT = format('Only members of the role can give it; "%s" is none.', caller);
+            HINT = format('Only who can set the role can give it; "%s" cannot.', caller);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION apikeys.check_http_role(text) IS
 'Refuse an http_role that the caller could not set.
-Raises 42704 if it does not exist, 22023 for a superuser, 42501 if the caller is no member of it, or not known.';
+Raises 42704 if it does not exist, 22023 for a superuser, 42501 if the caller could not set it, or is not known.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_http_role(text) FROM PUBLIC;
 
 -- As its owner, since who may write a table need not have EXECUTE here.

@@ -92,6 +92,17 @@ $node->safe_psql('app', q(
 	SELECT apikey_plan_update('plan', '{"http_role": null}');
 	DROP TABLE m.bait));
 
+# Who is a member of a role without being able to set it.
+if ($node->pg_version >= 16)
+{
+	$node->safe_psql('app', 'GRANT powerful TO mallory WITH INHERIT FALSE, SET FALSE');
+	($ret, $stdout, $stderr) = $node->psql('app', q(
+		SET SESSION AUTHORIZATION mallory;
+		SELECT apikey_plan_update('plan', '{"http_role": "powerful"}')));
+	like($stderr, qr/permission denied to give role/, 'who cannot set a role cannot name it');
+	$node->safe_psql('app', 'REVOKE powerful FROM mallory');
+}
+
 # ----- Commands that are not allowed -----
 
 my $open = $node->safe_psql('app', 'SELECT id FROM apikeys.incarnations');
