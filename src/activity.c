@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "access/parallel.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -104,12 +105,17 @@ post_parse_analyze(ParseState *pstate, Query *query, JumbleState *jstate)
 		prev_post_parse_analyze(pstate, query, jstate);
 }
 
-/* A prepared statement is not parsed again: the portal has its own text. */
+/*
+ * A prepared statement is not parsed again: the portal has its own text.  What a
+ * parallel worker shows is the text of its query, which may be a function's.
+ */
 static void
 executor_start(QueryDesc *query, int eflags)
 {
-	if (ak_redact_log && ActivePortal != NULL && query->sourceText != NULL &&
-		query->sourceText == ActivePortal->sourceText)
+	const char *shown = IsParallelWorker() ? debug_query_string :
+		ActivePortal != NULL ? ActivePortal->sourceText : NULL;
+
+	if (ak_redact_log && shown != NULL && query->sourceText == shown)
 		conceal(NULL, query->sourceText, query->plannedstmt->queryId);
 	if (prev_executor_start)
 		prev_executor_start(query, eflags);

@@ -80,6 +80,9 @@
 #define AK_START_RANDOM 4		/* random characters shown in "start" */
 #define AK_DIGEST_LEN 32
 
+/* A letter: if a text is read as SQL again, no token ends elsewhere. */
+#define AK_MASK 'x'
+
 /* Not isalnum(): the server's locale has no say in what a secret is. */
 static inline bool
 ak_is_base62(unsigned char c)
@@ -90,6 +93,7 @@ ak_is_base62(unsigned char c)
 
 extern bool ak_prefix_is_valid(const char *prefix);
 extern bool ak_secret_is_well_formed(const char *secret, int length);
+extern void ak_secret_mask(char *text, int length, bool is_cut);
 extern void ak_secret_make(const char *prefix, char secret[AK_SECRET_MAX + 1]);
 extern int	ak_secret_start_length(const char *secret);
 extern void ak_secret_digest(const char *secret, int length,
@@ -280,6 +284,8 @@ typedef struct AkShared
 	pg_atomic_uint32 hand;		/* clock hand of the eviction */
 	pg_atomic_uint64 evictions;
 	int64		no_room_at;		/* somebody found no entry; no lock */
+	pg_atomic_uint32 kept_requests; /* entries of requests that may yet be given
+									 * back; each under its partition */
 	pg_atomic_uint32 nprefixes; /* that redact.c knows; set under control */
 	char		prefixes[AK_PREFIXES][AK_PREFIX_MAX + 1];
 	LWLock	   *control;

@@ -62,6 +62,7 @@ ak_shmem_startup(void)
 		SpinLockInit(&ak_shared->free_lock);
 		pg_atomic_init_u32(&ak_shared->hand, 0);
 		pg_atomic_init_u64(&ak_shared->evictions, 0);
+		pg_atomic_init_u32(&ak_shared->kept_requests, 0);
 		pg_atomic_init_u32(&ak_shared->nprefixes, 0);
 		ak_shared->control = &GetNamedLWLockTranche("apikeys_control")->lock;
 		ak_shared->reservations = &GetNamedLWLockTranche("apikeys_reservations")->lock;

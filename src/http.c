@@ -27,6 +27,7 @@
 
 PG_FUNCTION_INFO_V1(apikey_authenticate);
 PG_FUNCTION_INFO_V1(apikey_check);
+PG_FUNCTION_INFO_V1(apikeys_in_maintenance);
 
 /* Arguments of apikey_check(). */
 enum
@@ -287,6 +288,17 @@ switch_role(const AkDecided *decided)
 }
 
 /* ----- SQL ----- */
+
+/*
+ * apikeys.in_maintenance() -> boolean
+ *
+ * Functions that run as their owner keep this state of their caller.
+ */
+Datum
+apikeys_in_maintenance(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(InSecurityRestrictedOperation());
+}
 
 /*
  * apikey_authenticate() -> void

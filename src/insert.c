@@ -94,6 +94,20 @@ text_of(const char *data, int length)
 	return PointerGetDatum(cstring_to_text_with_len(data, length));
 }
 
+/*
+ * What the caller said of a request, at most "max" bytes of it.  A client may have
+ * put its secret there, which no table shall have.
+ */
+static Datum
+said(const char *data, int length, int max)
+{
+	Datum		value = text_of(data, length);
+
+	/* It was cut at a character, of four bytes at most. */
+	ak_secret_mask(VARDATA(DatumGetPointer(value)), length, length > max - 4);
+	return value;
+}
+
 static Datum
 inet_of(const char *data, int length)
 {
@@ -117,7 +131,7 @@ tags_of(const char *data, int n)
 		uint16		length;
 
 		memcpy(&length, data, sizeof(length));
-		tags[i] = text_of(data + sizeof(length), length);
+		tags[i] = said(data + sizeof(length), length, PG_INT32_MAX);
 		data += sizeof(length) + length;
 	}
 	return PointerGetDatum(construct_array(tags, n, TEXTOID, -1, false,
@@ -149,9 +163,11 @@ make_row(Insertion *insertion, const AkRecord *record)
 	set_column(insertion, TIMESTAMP, TimestampTzGetDatum(record->timestamp));
 	set_column(insertion, KEY_ID, UUIDPGetDatum(&record->key_id));
 	if (record->endpoint_len >= 0)
-		set_column(insertion, ENDPOINT, text_of(endpoint, record->endpoint_len));
+		set_column(insertion, ENDPOINT, said(endpoint, record->endpoint_len,
+											AK_ENDPOINT_MAX));
 	if (record->method_len >= 0)
-		set_column(insertion, METHOD, text_of(method, record->method_len));
+		set_column(insertion, METHOD, said(method, record->method_len,
+										  AK_METHOD_MAX));
 	set_column(insertion, STATUS, record->outcome >= AK_VALID ?
 			   insertion->allowed : insertion->denied);
 	set_column(insertion, CODE, insertion->codes[record->outcome]);

@@ -305,6 +305,27 @@ is_taken(const Day *day)
 }
 
 /*
+ * ALTER DEFAULT PRIVILEGES may have granted a new partition: who may see the
+ * history is granted apikeys.requests.
+ */
+static void
+revoke_defaults(const char *partition)
+{
+	char	   *grantees;
+
+	if (SPI_execute(psprintf("SELECT string_agg(DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'"
+							 " ELSE a.grantee::regrole::text END, ', ')"
+							 " FROM pg_class c, aclexplode(c.relacl) a"
+							 " WHERE c.oid = 'apikeys.%s'::regclass AND a.grantee <> c.relowner",
+							 partition), false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the privileges of a partition");
+	grantees = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (grantees != NULL)
+		run(psprintf("REVOKE ALL ON apikeys.%s FROM %s CASCADE", partition,
+					 grantees));
+}
+
+/*
  * Make a day's partition, unless it is taken.  What the DEFAULT partition
  * caught of that day moves into it.
  */
@@ -317,6 +338,7 @@ make_partition(void *arg)
 		return;
 
 	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests)", day->name));
+	revoke_defaults(day->name);
 
 	/* No primary key: else a publication would refuse updates and deletes. */
 	run(psprintf("ALTER TABLE apikeys.%s REPLICA IDENTITY FULL", day->name));

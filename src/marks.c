@@ -210,28 +210,51 @@ leave_reservations(AkDatabase *db)
 				" $10, $11, $12, $13)");
 }
 
+/* Limits are a key's and its user's: more partitions cannot be locked at once. */
+#define ONE_SUBJECT(kind) \
+	"min(subject_id::text) FILTER (WHERE " kind ") OVER r IS NOT DISTINCT FROM" \
+	" max(subject_id::text) FILTER (WHERE " kind ") OVER r"
+
+/*
+ * Rows that no worker has left may say anything; memory takes what it could hold
+ * itself.
+ */
 static void
 take_reservations(AkDatabase *db)
 {
 	AkReservation held = {.nholds = 0};
+	char	   *query = psprintf("WITH taken AS (DELETE FROM apikeys.reservation_marks RETURNING *)"
+								 " SELECT reservation_id, n, key_id, max_cost, charged_at,"
+								 " deadline, subject_id, is_user, period, period_start,"
+								 " amount, emission, lost, count(*) OVER r,"
+								 " count(*) OVER r <= %d AND min(n) OVER r = 0"
+								 " AND max(n) OVER r = count(*) OVER r - 1"
+								 " AND bool_and((period = %d OR period BETWEEN 0 AND %d)"
+								 " AND max_cost BETWEEN 1 AND %lld AND emission >= 0) OVER r"
+								 " AND " ONE_SUBJECT("is_user") " AND " ONE_SUBJECT("NOT is_user")
+								 " FROM taken WINDOW r AS (PARTITION BY reservation_id)"
+								 " ORDER BY reservation_id, n",
+								 AK_HOLDS_MAX, AK_RATE, AK_CREDITS,
+								 (long long) AK_COST_MAX);
 
-	if (SPI_execute("WITH taken AS (DELETE FROM apikeys.reservation_marks RETURNING *)"
-					" SELECT reservation_id, n, key_id, max_cost, charged_at,"
-					" deadline, subject_id, is_user, period, period_start,"
-					" amount, emission, lost,"
-					" count(*) OVER (PARTITION BY reservation_id)"
-					" FROM taken ORDER BY reservation_id, n",
-					false, 0) != SPI_OK_SELECT)
+	if (SPI_execute(query, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.reservation_marks");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		int			n = DatumGetInt32(returned(i, 2));
-		AkHold	   *hold = &held.holds[n];
+		AkHold	   *hold;
 
-		if (n >= AK_HOLDS_MAX)
-			ereport(ERROR,
+		if (!DatumGetBool(returned(i, 15)))
+		{
+			ereport(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("a reservation in apikeys.reservation_marks holds too many limits")));
+					 errmsg("a row of apikeys.reservation_marks cannot be a reservation's"),
+					 errdetail("What reservation \"%s\" holds stays charged.",
+							   DatumGetCString(DirectFunctionCall1(uuid_out,
+																   returned(i, 1))))));
+			continue;
+		}
+		hold = &held.holds[n];
 		held.key.id = *DatumGetUUIDP(returned(i, 1));
 		held.key.generation = db->generation;
 		held.state = AK_HELD;

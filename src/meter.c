@@ -257,8 +257,8 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 	if (result == CHARGED && request != NULL)
 	{
 		request->charged = charge->now;
-		if (charge->refundable)
-			request->refundable++;
+		if (charge->refundable && request->refundable++ == 0)
+			pg_atomic_fetch_add_u32(&ak_shared->kept_requests, 1);
 		ak_mark_dirty(db, request);
 	}
 	for (int i = 0; i < charge->nlimits; i++)
@@ -275,13 +275,31 @@ charge_locked(AkDatabase *db, AkCharge *charge, const AkRecord *record,
 }
 
 /*
+ * Each request that names itself takes an entry, which stays while the request
+ * may be given back: one open transaction must not take all there are, in all
+ * databases.  It may be a few more than half of them, since nobody waits here.
+ */
+static void
+check_kept_requests(const AkCharge *charge)
+{
+	if (charge->has_request && charge->refundable &&
+		pg_atomic_read_u32(&ak_shared->kept_requests) >= ak_max_tracked_keys / 2)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many requests with a request_id may yet be given back"),
+				 errhint("End transactions that verified with on_abort => 'refund' and a request_id, or raise \"%s\" (now %d) and restart the server.",
+						 "apikeys.max_tracked_keys", ak_max_tracked_keys)));
+}
+
+/*
  * Charge a request to all its limits and remember it, or find that one refuses
  * it: then nothing has changed.  Nor has it if the request was charged before:
  * then charge->repeated is set.  The caller holds no lock.
  *
  * Sets each limit's count to what it is after the decision, and says which
  * refuse.  Waits for the worker where a ceiling, the history or the meter itself
- * asks for it.  Errors: 53000 if the worker does not come in time.
+ * asks for it.  Errors: 53000 if the worker does not come in time, 53400 if too
+ * many requests are kept.
  */
 AkOutcome
 ak_meter_charge(AkCharge *charge, AkRecord *record)
@@ -297,6 +315,7 @@ ak_meter_charge(AkCharge *charge, AkRecord *record)
 	int			loads = 0;
 	ChargeResult result;
 
+	check_kept_requests(charge);
 	ak_partitions_find(charge, &partitions);
 	ak_wait_begin(&for_worker, db, ak_meter_timeout);
 	ak_wait_begin(&for_room, db, ak_history_wait_timeout);

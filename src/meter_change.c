@@ -173,7 +173,8 @@ ak_meter_settle(const AkCharge *charge, bool give_back)
 
 		if (request != NULL)
 		{
-			request->refundable--;
+			if (--request->refundable == 0)
+				pg_atomic_fetch_sub_u32(&ak_shared->kept_requests, 1);
 			if (give_back)
 			{
 				request->charged = 0;

@@ -177,6 +177,8 @@ remove_entry(MeterEntry *entry)
 		link = &ak_shared->entries[*link].next;
 	*link = entry->next;
 	entry->in_use = false;
+	if (entry->key.period == AK_REQUEST && entry->refundable > 0)
+		pg_atomic_fetch_sub_u32(&ak_shared->kept_requests, 1);
 	table->removed[partition_of(&entry->key)]++;
 	ak_entry_free(i);
 }

@@ -40,9 +40,6 @@
 #define CUT_AS_ACTIVITY 2		/* so is a long line, without a sign of it */
 #define BROKEN_LINES 4			/* words go on in the next line */
 
-/* A letter: if a text is read as SQL again, no token ends elsewhere. */
-#define MASK 'x'
-
 /* Fewer characters than a secret's, but more than names have at random. */
 #define NEARLY_SECRET 20
 
@@ -95,9 +92,9 @@ mask(const Run *run)
 	bool		changed = false;
 
 	for (char *c = run->start; c < run->end; c++)
-		if (ak_is_base62(*c) && *c != MASK)
+		if (ak_is_base62(*c) && *c != AK_MASK)
 		{
-			*c = MASK;
+			*c = AK_MASK;
 			changed = true;
 		}
 	return changed;
@@ -210,10 +207,21 @@ ak_redact_statement(char *text)
 	return redact(text, 0);
 }
 
+/* The end of a secret that has lost its prefix, not a number or lower-case word. */
+static void
+redact_end(char *text)
+{
+	Run			run;
+
+	read_run(text, 0, &run);
+	if (run.length > AK_START_RANDOM && run.lower < run.length &&
+		run.digits < run.length)
+		mask(&run);
+}
+
 /*
  * Where JSON is wrong, the server shows the 50 bytes before, after three dots,
- * in the language of its messages: a secret may have lost its prefix.  Numbers
- * and lower-case words stay.
+ * in the language of its messages: there a secret may have lost its prefix.
  */
 static void
 redact_json(char *text)
@@ -224,13 +232,33 @@ redact_json(char *text)
 		return;
 	while ((c = strstr(c, "...")) != NULL)
 	{
-		Run			run;
+		c += 3;
+		redact_end(c);
+	}
+}
 
-		read_run(c + 3, 0, &run);
-		if (run.length > AK_START_RANDOM && run.lower < run.length &&
-			run.digits < run.length)
-			mask(&run);
-		c = run.end;
+/* A "^" that far to the right is below a line that may have been cut. */
+#define XML_SHOWN 70
+
+/*
+ * Where XML is wrong, its library shows the line up to there, or the last 80
+ * characters of that, with a "^" below: there, too.
+ */
+static void
+redact_xml(char *text)
+{
+	for (char *line = text; line != NULL;)
+	{
+		char	   *next = strchr(line, '\n');
+		int			indent;
+
+		if (next == NULL)
+			return;
+		next++;
+		indent = strspn(next, " ");
+		if (next[indent] == '^' && indent >= XML_SHOWN)
+			redact_end(line);
+		line = next;
 	}
 }
 
@@ -258,7 +286,7 @@ redact_constants(char *text)
 			continue;
 		for (c++; *c == ' ' || *c == '\n' || *c == '-' || (*c >= '0' && *c <= '9'); c++)
 			if (*c >= '0' && bytes > 8)
-				*c = MASK;
+				*c = AK_MASK;
 	}
 }
 
@@ -276,6 +304,7 @@ redact_detail(char *text)
 		how |= BROKEN_LINES;
 	}
 	redact(text, how);
+	redact_xml(text);
 }
 
 static void

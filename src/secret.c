@@ -85,6 +85,45 @@ ak_secret_is_well_formed(const char *secret, int length)
 }
 
 /*
+ * Whether a secret begins somewhere before an underscore, the last before its
+ * random characters, and ends where they do.
+ */
+static bool
+ends_secret(const char *text, const char *underscore, const char *end)
+{
+	for (const char *start = underscore - 1;
+		 start >= text && underscore - start <= AK_PREFIX_MAX &&
+		 (ak_is_base62(*start) || *start == '_'); start--)
+		if (ak_secret_is_well_formed(start, end - start))
+			return true;
+	return false;
+}
+
+/*
+ * Mask the secrets in a text, all but their prefix; what else there is stays as
+ * it is.  Of a text that was cut, its end may be a part of one.
+ */
+void
+ak_secret_mask(char *text, int length, bool is_cut)
+{
+	char	   *end = text + length;
+	char	   *c = text;
+
+	while ((c = memchr(c, '_', end - c)) != NULL)
+	{
+		char	   *tail = c + 1;
+		char	   *after = tail;
+
+		while (after < end && after - tail < AK_SECRET_TAIL && ak_is_base62(*after))
+			after++;
+		if (after - tail == AK_SECRET_TAIL ? ends_secret(text, c, after) :
+			is_cut && after == end && after - tail > AK_START_RANDOM)
+			memset(tail, AK_MASK, after - tail);
+		c = after;
+	}
+}
+
+/*
  * Make a new secret.  The random characters are drawn without bias: bytes from
  * which a remainder by 62 would favour some digits are drawn again.
  */

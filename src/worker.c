@@ -84,6 +84,7 @@ override_settings(void)
 		{"row_security", "off"},
 		{"standard_conforming_strings", "on"},
 		{"zero_damaged_pages", "off"},
+		{"exit_on_error", "off"},
 		{"jit", "off"},			/* short statements, whatever they seem to cost */
 		{"DateStyle", "ISO, YMD"},
 		{"IntervalStyle", "postgres"},

@@ -6,6 +6,14 @@
 -- that write run as their owner. A restored row is left as it is; what it names
 -- is checked when it is used.
 
+CREATE FUNCTION apikeys.in_maintenance() RETURNS boolean
+LANGUAGE c STABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'apikeys_in_maintenance';
+COMMENT ON FUNCTION apikeys.in_maintenance() IS
+'Whether a command such as ANALYZE, or autovacuum, is calling for the owner of a table.
+session_user is not who has written what is called then.';
+REVOKE EXECUTE ON FUNCTION apikeys.in_maintenance() FROM PUBLIC;
+
 CREATE FUNCTION apikeys.check_http_role(http_role text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -24,16 +32,23 @@ BEGIN
         RAISE EXCEPTION 'http_role must not be a superuser'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF NOT pg_has_role(caller, found_role.oid, 'MEMBER') THEN
+    -- An index's function, say: its owner must not have the role of who runs ANALYZE.
+    IF apikeys.in_maintenance() THEN
+        RAISE EXCEPTION 'http_role cannot be given by what a maintenance command calls'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    -- PostgreSQL 16 tells who may set a role from who is a member.
+    IF NOT pg_has_role(caller, found_role.oid,
+            CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN
         RAISE EXCEPTION 'permission denied to give role "%" as http_role', check_http_role.http_role
             USING ERRCODE = 'insufficient_privilege',
-            HINT = format('Only members of the role can give it; "%s" is none.', caller);
+            HINT = format('Only who can set the role can give it; "%s" cannot.', caller);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION apikeys.check_http_role(text) IS
 'Refuse an http_role that the caller could not set.
-Raises 42704 if it does not exist, 22023 for a superuser, 42501 if the caller is no member of it.';
+Raises 42704 if it does not exist, 22023 for a superuser, 42501 if the caller could not set it, or is not known.';
 REVOKE EXECUTE ON FUNCTION apikeys.check_http_role(text) FROM PUBLIC;
 
 -- As its owner, since who may write a table need not have EXECUTE here.

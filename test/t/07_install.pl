@@ -128,6 +128,37 @@ is( $node->safe_psql(
 	'',
 	'no function is executable by everybody');
 
+# Nor for those to whom new objects of who installs are granted by themselves,
+# as hosts of PostgreSQL set it up.
+$node->safe_psql(
+	'postgres', q(
+	CREATE DATABASE hosted;
+	CREATE ROLE anon));
+$node->safe_psql(
+	'hosted', q(
+	ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon;
+	ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO anon, PUBLIC;
+	ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO anon WITH GRANT OPTION));
+install($node, 'hosted');
+$node->safe_psql('hosted', q(SELECT apikey_verify(api_key) FROM apikey_create('key')));
+ok(flushed($node, 'hosted', 1), 'the worker has made partitions');
+my $granted = q(
+	SELECT string_agg(DISTINCT concat_ws(' ', o.name, a.grantee::regrole), ', ')
+	  FROM (SELECT p.oid::regprocedure::text, p.proacl, p.proowner FROM pg_proc p
+	         WHERE p.pronamespace IN ('public'::regnamespace, 'apikeys'::regnamespace, 'apikeys_http'::regnamespace)
+	           AND p.probin IS DISTINCT FROM '$libdir/pgcrypto'
+	        UNION ALL
+	        SELECT c.oid::regclass::text, c.relacl, c.relowner FROM pg_class c
+	         WHERE c.relnamespace = 'apikeys'::regnamespace
+	        UNION ALL
+	        SELECT n.nspname, n.nspacl, n.nspowner FROM pg_namespace n
+	         WHERE n.nspname LIKE 'apikeys%') o(name, acl, owner),
+	       aclexplode(o.acl) a
+	 WHERE a.grantee <> o.owner);
+is($node->safe_psql('hosted', $granted), '', 'default privileges grant nothing of the extension');
+$node->safe_psql('hosted', q(GRANT SELECT ON apikeys.keys TO anon));
+is($node->safe_psql('hosted', $granted), 'apikeys.keys anon', 'GRANT does');
+
 $node->safe_psql('postgres', 'DROP EXTENSION apikeys');
 is( $node->safe_psql(
 		'postgres', q(

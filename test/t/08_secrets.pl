@@ -64,6 +64,21 @@ like($error, qr/ERROR: .*cost/, 'a call fails');
 unlike($error, qr/\Q$secret\E/, 'and does not repeat the secret');
 ok(flushed($node, 'postgres', 6), 'what was called is written');
 
+# In what is called: a client may put its secret into the path, or the query.
+call('endpoint',
+	q(SELECT code FROM apikey_verify(:key, '/bot' || :key || '/send?key=' || :other, :key, tags => ARRAY['a', :key, 'ak_b'])),
+	key => $after, other => $secret);
+call('cut', q(SELECT code FROM apikey_verify(:key, repeat('/', 1024 - 30) || :key)),
+	key => $after);
+ok(flushed($node, 'postgres', 8), 'it is written as well');
+is( $node->safe_psql(
+		'postgres', q(
+		SELECT replace(right(endpoint, 160), '/', ''), method, array_to_string(tags, ',') FROM apikeys.requests
+		 WHERE endpoint <> '/x' ORDER BY "timestamp")),
+	sprintf("botak_%1\$ssend?key=ak_%1\$s|ak_%2\$s|a,ak_%1\$s,ak_b\nak_%3\$s||",
+		'x' x 38, 'x' x 29, 'x' x 27),
+	'without the secrets');
+
 # With a character too many it is no secret any more, but still nobody's
 # business.
 call('long', q(SELECT code FROM apikey_verify(:key)), key => "${secret}x");
@@ -194,7 +209,7 @@ foreach my $encoding ('LATIN1', 'SQL_ASCII')
 my ($key, $text) = issue($node, 'postgres', q('utf8'));
 $node->safe_psql('postgres',
 	"SELECT code FROM apikey_verify('$text', repeat(U&'\\20ac', 500))");
-ok(flushed($node, 'postgres', 11), 'history in UTF-8');
+ok(flushed($node, 'postgres', 13), 'history in UTF-8');
 is( $node->safe_psql(
 		'postgres', qq(
 		SELECT octet_length(endpoint),

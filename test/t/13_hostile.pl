@@ -55,6 +55,54 @@ $node->safe_psql('app', q(UPDATE apikeys.keys SET name = 'other'));
 is($node->safe_psql('app', 'SELECT count(*) FROM m.seen'),
 	'1', 'though the triggers are there');
 
+# ----- Functions that a command of a superuser calls for their owner -----
+
+# Maintenance runs what indexes need as the table's owner; session_user is then
+# who gave the command, or who autovacuum runs as.
+$node->safe_psql(
+	'app', q(
+	CREATE ROLE powerful;
+	SELECT apikey_grant('mallory', 'manager');
+	SET SESSION AUTHORIZATION mallory;
+	CREATE TABLE m.bait AS SELECT 1 AS a;
+	CREATE FUNCTION m.g(a int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT a';
+	CREATE INDEX ON m.bait (m.g(a));
+	CREATE OR REPLACE FUNCTION m.g(a int) RETURNS int LANGUAGE plpgsql AS $$
+	BEGIN
+	    BEGIN
+	        PERFORM public.apikey_plan_update('plan', '{"http_role": "powerful"}');
+	        INSERT INTO m.seen VALUES ('named it');
+	    EXCEPTION WHEN insufficient_privilege THEN
+	        INSERT INTO m.seen VALUES ('refused');
+	    END;
+	    RETURN a;
+	END $$;
+	TRUNCATE m.seen));
+my ($ret, $stdout, $stderr) = $node->psql('app',
+	q(SET SESSION AUTHORIZATION mallory; SELECT m.g(1)));
+is($node->safe_psql('app', 'SELECT string_agg(who, chr(32)) FROM m.seen'),
+	'refused', 'a manager cannot name a role that is not its own');
+$node->safe_psql('app', 'TRUNCATE m.seen; ANALYZE m.bait');
+is($node->safe_psql('app', 'SELECT string_agg(DISTINCT who, chr(32)) FROM m.seen'),
+	'refused', 'nor by a function that ANALYZE calls for it');
+is($node->safe_psql('app', q(SELECT http_role IS NULL FROM apikeys.plans WHERE id = 'plan')),
+	't', 'the plan has no role');
+$node->safe_psql('app', q(
+	SELECT apikey_plan_update('plan', '{"http_role": "powerful"}');
+	SELECT apikey_plan_update('plan', '{"http_role": null}');
+	DROP TABLE m.bait));
+
+# Who is a member of a role without being able to set it.
+if ($node->pg_version >= 16)
+{
+	$node->safe_psql('app', 'GRANT powerful TO mallory WITH INHERIT FALSE, SET FALSE');
+	($ret, $stdout, $stderr) = $node->psql('app', q(
+		SET SESSION AUTHORIZATION mallory;
+		SELECT apikey_plan_update('plan', '{"http_role": "powerful"}')));
+	like($stderr, qr/permission denied to give role/, 'who cannot set a role cannot name it');
+	$node->safe_psql('app', 'REVOKE powerful FROM mallory');
+}
+
 # ----- Commands that are not allowed -----
 
 my $open = $node->safe_psql('app', 'SELECT id FROM apikeys.incarnations');
@@ -82,6 +130,7 @@ $node->safe_psql(
 	ALTER DATABASE app SET session_replication_role = 'origin';
 	ALTER DATABASE app SET search_path = 'm';
 	ALTER DATABASE app SET statement_timeout = '1ms';
+	ALTER DATABASE app SET exit_on_error = on;
 	ALTER DATABASE app SET synchronous_commit = off)
 	  . ($node->pg_version >= 17 ? "; ALTER DATABASE app SET transaction_timeout = '1ms'" : ''));
 $node->restart;
@@ -100,6 +149,19 @@ ok( $node->poll_query_until(
 		'app',
 		q(SELECT count(*) = 1 FROM apikeys.requests WHERE endpoint = U&'/\\20ac')),
 	'is in the history as it was said');
+
+# The worker was started with these settings, and outlives an error.
+my $pid = q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'apikeys worker' AND datname = 'app');
+my $before = $node->safe_psql('app', $pid);
+my $failures = q(SELECT value FROM apikeys.stats WHERE name = 'flush_failures');
+my $failed = $node->safe_psql('app', $failures);
+my $blocker = $node->background_psql('app');
+$blocker->query_safe('BEGIN; LOCK TABLE apikeys.requests IN ACCESS EXCLUSIVE MODE');
+is(verify($node, 'app', $secret), 'VALID', 'a request that cannot be written yet');
+ok($node->poll_query_until('app', qq(
+	SELECT ($failures) > $failed OR NOT EXISTS ($pid AND pid = $before))), 'the worker fails');
+$blocker->quit;
+is($node->safe_psql('app', $pid), $before, 'and is still there');
 
 $node->stop;
 done_testing();

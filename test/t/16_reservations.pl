@@ -146,8 +146,25 @@ $held = reserve($own, 100);
 my $due = reserve($own, 50, '5 seconds');
 my $ended = reserve($own, 10);
 settle($ended, 10);
+
+# Rows that somebody has written, or that a dump brings, are taken for none.
+sql(q(
+	INSERT INTO apikeys.reservation_marks
+	SELECT r.id, n.n, r.id, m.max_cost, now(), now(), CASE m.subjects WHEN 1 THEN r.id ELSE gen_random_uuid() END,
+	       false, m.period, 0, 1, m.emission, 0
+	  FROM (VALUES ('{-300000}'::int[], 2, 1, 1, 0), ('{-1}', 2, 1, 1, 0), ('{-1,1}', 2, 1, 1, 0), ('{1}', 2, 1, 1, 0),
+	               ('{0,1,2,3,4,5,6,7,8}', 2, 1, 1, 0), ('{0}', 200, 1, 1, 0), ('{0}', 254, 1, 1, 0), ('{0}', -1, 1, 1, 0),
+	               ('{0}', 2, -1, 1, 0), ('{0}', 2, 1, 1, -1), ('{0,1,2}', 2, 1, 3, 0)) m(places, period, max_cost, subjects, emission),
+	       LATERAL (SELECT gen_random_uuid() AS id OFFSET length(m.places::text) * 0) r,
+	       unnest(m.places) n));
+my $before_restart = -s $node->logfile;
 $node->restart;
 is(usage($node, 'postgres', $own_id) - $after >= 110, 1, 'what is held outlives a restart');
+settle(reserve($own, 1), 0);
+my $since = substr(slurp_file($node->logfile), $before_restart);
+unlike($since, qr/was terminated by signal/, 'rows that cannot be end no process');
+my %damaged = map { $_ => 1 } $since =~ /What reservation "([^"]*)" holds stays charged/g;
+is(scalar keys %damaged, 11, 'the log tells of each reservation');
 
 # The other one may end meanwhile.
 my $still_held = 'SELECT coalesce(sum(max_cost), 0) FROM apikeys.reservations';

@@ -61,6 +61,34 @@ $node->safe_psql(
 cmp_ok($node->safe_psql('postgres', $evictions), '>', $before + 1000, 'others take their place');
 like($node->safe_psql('postgres', call('r1')), qr/^VALID\|t$/, 'a retry is found all the same');
 
+# ----- What may be given back stays in the meter: not all of it -----
+
+my $hog = $node->background_psql('postgres');
+my $taken = $hog->query_safe(qq(
+	CREATE FUNCTION pg_temp.take() RETURNS text LANGUAGE plpgsql AS \$\$
+	BEGIN
+	    FOR n IN 1 .. 1100 LOOP
+	        BEGIN
+	            PERFORM apikey_verify('$secret', on_abort => 'refund',
+	                charges => jsonb_build_object('request_id', 'kept' || n));
+	        EXCEPTION WHEN configuration_limit_exceeded THEN
+	            RETURN n - 1;
+	        END;
+	    END LOOP;
+	    RETURN 'all';
+	EXCEPTION WHEN insufficient_resources THEN
+	    RETURN 'no room';
+	END \$\$;
+	BEGIN;
+	SELECT pg_temp.take()));
+is($taken, 500, 'one transaction takes half of the meter');
+my ($other_id, $other) = issue($node, 'postgres', q('other'));
+is(verify($node, 'postgres', $other), 'VALID', 'others find room meanwhile');
+like($node->safe_psql('postgres', call('r5')), qr/^VALID\|t$/, 'with a request_id, too');
+is($hog->query_safe('ROLLBACK; BEGIN; SELECT pg_temp.take()'), 500, 'what was given back is free again');
+is($hog->query_safe('COMMIT; BEGIN; SELECT pg_temp.take()'), 1000, 'and what was kept, for which a retry takes nothing');
+$hog->quit;
+
 # ----- A restart, and a crash -----
 
 $node->restart;

@@ -191,6 +191,9 @@ sub literals
 		SELECT '{"key": "$text" oops}'::json;
 		SELECT '{"key": "$text", "longer": oops}'::json;
 		SELECT '$text'::json;
+		SELECT ('<a>$text' || repeat('-', 38) || '</b>')::xml;
+		SELECT ('<a>$text' || repeat('-', 50) || '</b>')::xml;
+		SELECT ('<a>$text' || repeat('-', 64) || '</b>')::xml;
 		SELECT $text;
 		SELECT * FROM $text;
 		SELECT $text.x.y.z;
@@ -384,6 +387,29 @@ foreach my $what (sort keys %running)
 		$node->connstr('postgres'))
 	  foreach ('extended', 'prepared');
 }
+
+# A parallel worker shows the text of its query, which a function has made.
+{
+	my ($parallel) = $version >= 160000 ? 'debug_parallel_query' : 'force_parallel_mode';
+	my $file = "$dir/parallel.sql";
+	append_to_file($file, qq(
+		SET $parallel = on;
+		DO \$\$ BEGIN EXECUTE 'SELECT wait_in_worker() FROM pg_class WHERE relname <> ' || quote_literal('$secret{sk_live}'); END \$\$;));
+	$node->safe_psql('postgres', q(
+		CREATE FUNCTION wait_in_worker() RETURNS int LANGUAGE plpgsql PARALLEL SAFE
+		AS 'BEGIN PERFORM pg_sleep(600); RETURN 1; END'));
+	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-f', $file ],
+		'<', \undef, '>', \my $out, '2>', \my $err);
+	my $is_waiting = q(FROM pg_stat_activity WHERE backend_type = 'parallel worker' AND wait_event = 'PgSleep');
+	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 $is_waiting"), 'a parallel worker is at work');
+	my $text = $node->safe_psql('postgres', "SELECT query $is_waiting");
+	like($text, qr/wait_in_worker.*_x{38}/, 'the text of its query is masked');
+	is(shown($text), '', 'and shows no secret');
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend(leader_pid) $is_waiting");
+	eval { $run->finish };
+	$node->safe_psql('postgres', 'DROP FUNCTION wait_in_worker');
+}
+logged('a parallel worker');
 
 # With the identifier of the query as it was.
 is( $node->safe_psql(
