@@ -771,6 +771,7 @@ extern Datum ak_charge_show(const AkCharge *charge);
 
 extern void ak_refund_prepare(const AkCharge *charge);
 extern void ak_refund_keep(const AkCharge *charge);
+extern void ak_refund_drop(void);
 
 /* ----- reserve.c ----- */
 

@@ -218,6 +218,8 @@ meter(const Request *request, Decision *d)
 	outcome = ak_meter_charge(&d->charge, request->record);
 	if (request->refund && outcome == AK_VALID && !d->charge.repeated)
 		ak_refund_keep(&d->charge);
+	else if (request->refund)
+		ak_refund_drop();
 	return outcome;
 }
 
