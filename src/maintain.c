@@ -275,6 +275,19 @@ today(void)
 		(int) (GetCurrentTimestamp() / USECS_PER_DAY);
 }
 
+/* The columns of the history that take values, as a list in SQL. */
+static char *
+stored_columns(void)
+{
+	if (SPI_execute("SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)"
+					" FROM pg_attribute"
+					" WHERE attrelid = 'apikeys.requests'::regclass AND attnum > 0"
+					" AND NOT attisdropped AND attgenerated = ''",
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not list the columns of apikeys.requests");
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+}
+
 /*
  * Make a day's partition, unless it is there.  What the DEFAULT partition
  * caught of that day moves into it.
@@ -286,20 +299,25 @@ make_partition(void *arg)
 	char	   *exists = psprintf("SELECT FROM pg_class WHERE relname = '%s'"
 								  " AND relnamespace = 'apikeys'::regnamespace",
 								  day->name);
+	char	   *columns;
 
 	if (SPI_execute(exists, true, 1) < 0)
 		elog(ERROR, "could not look for a partition");
 	if (SPI_processed > 0)
 		return;
+	columns = stored_columns();
 
-	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests)", day->name));
+	/* What a DBA has added to the history, ATTACH wants to find. */
+	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests"
+				 " INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS)",
+				 day->name));
 
 	/* No primary key: else a publication would refuse updates and deletes. */
 	run(psprintf("ALTER TABLE apikeys.%s REPLICA IDENTITY FULL", day->name));
 	run(psprintf("WITH moved AS (DELETE FROM apikeys.requests_default"
 				 " WHERE \"timestamp\" >= '%s' AND \"timestamp\" < '%s' RETURNING *)"
-				 " INSERT INTO apikeys.%s SELECT * FROM moved",
-				 day->from, day->until, day->name));
+				 " INSERT INTO apikeys.%s (%s) SELECT %s FROM moved",
+				 day->from, day->until, day->name, columns, columns));
 	run(psprintf("CREATE INDEX %s_key_id_idx ON apikeys.%s (key_id, \"timestamp\")",
 				 day->name, day->name));
 	run(psprintf("CREATE INDEX %s_denied_idx ON apikeys.%s (\"timestamp\")"
