@@ -78,6 +78,8 @@ header(const char *name)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
 		FlushErrorState();
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
@@ -207,7 +209,7 @@ decide(AkAsked *asked, AkDecided *decided)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
-		if (CopyErrorData()->sqlerrcode != ERRCODE_READ_ONLY_SQL_TRANSACTION)
+		if (geterrcode() != ERRCODE_READ_ONLY_SQL_TRANSACTION)
 			PG_RE_THROW();
 		FlushErrorState();
 		raise_standby();
