@@ -101,6 +101,8 @@ issued_key(FunctionCallInfo fcinfo, char *secret)
 	Datum		values[OUT_COLUMNS];
 	bool		nulls[OUT_COLUMNS];
 	text	   *api_key = cstring_to_text(secret);
+	HeapTuple	tuple;
+	Datum		whole;
 	Datum		result;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
@@ -117,9 +119,11 @@ issued_key(FunctionCallInfo fcinfo, char *secret)
 		values[i] = i == OUT_API_KEY ? PointerGetDatum(api_key) : row[from];
 		nulls[i] = i == OUT_API_KEY ? false : row_nulls[from];
 	}
-	result = SPI_datumTransfer(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
-																 values, nulls)),
-							   false, -1);
+	tuple = heap_form_tuple(BlessTupleDesc(desc), values, nulls);
+	whole = HeapTupleGetDatum(tuple);	/* a copy, if a value was out of line */
+	result = SPI_datumTransfer(whole, false, -1);
+	explicit_bzero(DatumGetPointer(whole), VARSIZE(DatumGetPointer(whole)));
+	explicit_bzero(tuple->t_data, tuple->t_len);
 	explicit_bzero(VARDATA(api_key), VARSIZE_ANY_EXHDR(api_key));
 	explicit_bzero(secret, strlen(secret));
 	return result;
