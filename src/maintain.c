@@ -173,8 +173,7 @@ remove_orphans(void *arg)
 							  " WHERE subject_id > $1 ORDER BY subject_id OFFSET $2 LIMIT 1)",
 							  2, types, args, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.usage");
-	last = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						 &isnull);
+	last = ak_returned(0, 1, &isnull);
 	walk->again = !isnull;
 	args[1] = last;
 	types[1] = UUIDOID;
