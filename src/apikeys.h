@@ -1036,7 +1036,6 @@ extern int	ak_load_dump(void);
 
 /* ----- triggers.c, keys.c ----- */
 
-extern bool ak_in_purge;
 extern void ak_force_durable_commit(void);
 extern void ak_check_dimensions(ArrayType *array, const char *name);
 extern void ak_check_expiry(TimestampTz expires_at);
