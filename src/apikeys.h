@@ -95,6 +95,7 @@ extern int	ak_secret_start_length(const char *secret);
 extern void ak_secret_digest(const char *secret, int length,
 							 uint8 digest[AK_DIGEST_LEN]);
 extern void ak_uuidv7(pg_uuid_t *uuid);
+extern char *ak_uuid_text(const pg_uuid_t *uuid);
 
 /* ----- period.c ----- */
 
@@ -526,6 +527,7 @@ extern void ak_copy_id(char id[AK_ID_LEN], Datum value, bool isnull);
 extern bool ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN],
 							 TimestampTz now, AkKey *key);
 extern bool ak_key_by_id(const pg_uuid_t *id, AkKey *key);
+extern void ak_key_must_exist(const pg_uuid_t *id, AkKey *key);
 extern int	ak_count_live_keys(const char *user_id, int enough);
 extern bool ak_plan_by_id(const char *id, AkPlan *plan);
 extern bool ak_user_by_id(const char *id, AkUser *user);

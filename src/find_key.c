@@ -225,3 +225,13 @@ ak_key_by_id(const pg_uuid_t *id, AkKey *key)
 	table_close(rel, NoLock);
 	return found;
 }
+
+/* The same.  Errors: P0002 if there is none. */
+void
+ak_key_must_exist(const pg_uuid_t *id, AkKey *key)
+{
+	if (!ak_key_by_id(id, key))
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA_FOUND),
+				 errmsg("key \"%s\" does not exist", ak_uuid_text(id))));
+}

@@ -345,9 +345,7 @@ read_original(AkAsked *asked)
 static void
 add_caller(AkHeaders *headers, const AkKey *key)
 {
-	ak_header_add(headers, "X-Api-Key-Id",
-				  DatumGetCString(DirectFunctionCall1(uuid_out,
-													  UUIDPGetDatum(&key->id))));
+	ak_header_add(headers, "X-Api-Key-Id", ak_uuid_text(&key->id));
 	if (key->user_id[0] != '\0')
 		ak_header_add(headers, "X-Api-Key-User", ak_header_text(key->user_id));
 }

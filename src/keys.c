@@ -398,7 +398,7 @@ lock_prefix(Datum id, bool has_grace, char prefix[AK_PREFIX_MAX + 1])
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("key \"%s\" is fenced",
-						DatumGetCString(DirectFunctionCall1(uuid_out, id))),
+						ak_uuid_text(DatumGetUUIDP(id))),
 				 errdetail("Its secret is refused and cannot be given a grace."),
 				 errhint("Regenerate it without a grace, or lift the fence with apikey_unfence().")));
 	start = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
