@@ -709,7 +709,7 @@ extern Size ak_meter_shmem_size(void);
 extern void ak_meter_shmem_init(bool found);
 extern void ak_meter_key(MeterKey *key, const AkCatalog *catalog,
 						 const pg_uuid_t *subject_id, bool is_user,
-						 AkPeriod period, TimestampTz period_start);
+						 uint8 period, TimestampTz period_start);
 extern AkOutcome ak_meter_charge(AkCharge *charge, struct AkRecord *record);
 extern void ak_meter_look(AkCharge *charge);
 extern void ak_meter_settle(const AkCharge *charge, bool give_back);

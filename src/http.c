@@ -360,11 +360,13 @@ name_argument(void *name)
 static void
 read_check_arguments(FunctionCallInfo fcinfo, AkAsked *asked)
 {
-	ErrorContextCallback named = {error_context_stack, name_argument, "cost"};
+	ErrorContextCallback named = {
+		error_context_stack, name_argument, (void *) "cost"
+	};
 
 	error_context_stack = &named;
 	asked->cost = ak_cost_arg(fcinfo, ARG_COST);
-	named.arg = "permissions";
+	named.arg = (void *) "permissions";
 	if (!PG_ARGISNULL(ARG_PERMISSIONS))
 		asked->permissions = ak_permissions_expression(PG_GETARG_DATUM(ARG_PERMISSIONS));
 	error_context_stack = named.previous;
