@@ -11,17 +11,14 @@
 #include "access/sysattr.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
-#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
-#include "common/hashfn.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/inval.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 
 #include "apikeys.h"
 
@@ -101,6 +98,7 @@ apikeys_announce_change(PG_FUNCTION_ARGS)
 
 /* ----- keys ----- */
 
+/* A column of a row of apikeys.keys. */
 static Datum
 key_column(HeapTuple tuple, TupleDesc desc, AkKeyColumn column, bool *isnull)
 {
