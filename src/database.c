@@ -18,6 +18,7 @@
 #include "storage/shmem.h"
 
 #include "apikeys.h"
+#include "reserve.h"
 
 AkShared   *ak_shared = NULL;
 

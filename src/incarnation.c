@@ -16,6 +16,7 @@
 #include "postmaster/interrupt.h"
 #include "utils/builtins.h"
 
+#include "reserve.h"
 #include "worker.h"
 
 /*

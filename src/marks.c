@@ -16,6 +16,7 @@
 #include "executor/spi.h"
 #include "utils/builtins.h"
 
+#include "reserve.h"
 #include "worker.h"
 
 /* ----- rows on their way to a table, as arrays ----- */

@@ -9,6 +9,7 @@
 #define APIKEYS_VERIFY_H
 
 #include "apikeys.h"
+#include "reserve.h"
 
 /* Columns of apikeys.verification. */
 enum
