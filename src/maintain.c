@@ -2,14 +2,13 @@
  *
  * maintain.c
  *	  Tidy up a database: expired keys, the partitions of the history, and what
- *	  an erasure could not reach.
- *	  Runs in its worker.
+ *	  an erasure could not reach.  Runs in its worker.
  *
  * Goes by steps, each a short transaction of its own with the worker's
  * lock_timeout.  One that fails, say because it cannot have its locks, is logged,
  * and tried again in the next round; the other kinds of steps go on, lest one
- * that fails each time keep keys from expiring.
- * Between two steps the worker looks whether anybody waits for a ceiling.
+ * that fails each time keep keys from expiring.  Between two steps the worker
+ * looks whether anybody waits for a ceiling.
  *
  *-------------------------------------------------------------------------
  */

@@ -64,11 +64,11 @@
  * worker begins with a look.
  */
 static int64 add_at = 0;
-static int64 retry_at = 0;	/* not before, after a failure */
+static int64 retry_at = 0;		/* not before, after a failure */
 static int64 added_at = 0;		/* when the last round began */
 static bool in_round = false;
 static pg_uuid_t round_end;		/* its last row */
-static int64 add_time = 0;	/* that the last step took */
+static int64 add_time = 0;		/* that the last step took */
 static int64 step_counts = STEP_COUNTS; /* of the next step */
 
 /* ----- the journal ----- */
