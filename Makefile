@@ -90,7 +90,7 @@ FUZZ_CPPFLAGS = -I$(srcdir)/test/fuzz -I$(srcdir)/src -isystem $(shell $(PG_CONF
 # The sources that each of them calls. What those call in turn, but no fuzzer,
 # is left undefined.
 fuzz_address = address.c http_address.c
-fuzz_headers = http_headers.c limits.c rate.c period.c
+fuzz_headers = http_headers.c limits_show.c rate.c period.c
 fuzz_permissions = expression.c
 fuzz_rate = rate.c period.c credits.c
 fuzz_redaction = redact.c

@@ -219,7 +219,7 @@ extern void ak_request_key(MeterKey *key, const AkCatalog *catalog,
 extern TimestampTz ak_request_row(const MeterKey *key);
 extern bool ak_request_is_known(const MeterEntry *entry, TimestampTz now);
 
-/* ----- limits.c, credits.c: which limits a request is held to ----- */
+/* ----- which limits a request is held to, and what they say ----- */
 
 typedef struct AkNamedCost
 {
@@ -236,19 +236,25 @@ typedef struct AkNamedCosts
 	char		request_id[AK_ID_LEN];	/* empty: none */
 } AkNamedCosts;
 
-extern const AkLimit *ak_charge_credits(const AkCharge *charge);
+/* charges.c */
 extern void ak_charges_read(Datum json, AkNamedCosts *costs);
+
+/* limits.c */
 extern void ak_charge_prepare(AkCharge *charge, const AkKey *key,
 							  const AkSubject *subject, int64 cost,
 							  AkNamedCosts *costs, bool all, TimestampTz now);
 extern void ak_credits_limit(AkLimit *limit, const AkCredits *credits,
 							 const pg_uuid_t *subject_id, bool is_user,
 							 int64 cost, TimestampTz now);
+extern const AkLimit *ak_charge_credits(const AkCharge *charge);
 extern bool ak_charge_is_free(const AkCharge *charge);
+
+/* limits_show.c */
 extern int64 ak_limit_remaining(const AkCharge *charge, const AkLimit *limit);
 extern TimestampTz ak_charge_retry_at(const AkCharge *charge);
 extern Datum ak_charge_show(const AkCharge *charge);
 
+/* credits.c */
 extern bool ak_refill_at(const AkCredits *credits, TimestampTz now,
 						 AkSpan *span);
 extern uint32 ak_refill_mark(TimestampTz at);
