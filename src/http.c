@@ -209,6 +209,7 @@ decide(AkAsked *asked, AkDecided *decided)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
+		clear(asked->secret);
 		if (geterrcode() != ERRCODE_READ_ONLY_SQL_TRANSACTION)
 			PG_RE_THROW();
 		FlushErrorState();

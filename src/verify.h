@@ -66,6 +66,7 @@ typedef struct Decision
 	AkKey		key;
 	AkSubject	subject;
 	bool		is_metered;		/* charge is set */
+	bool		is_charged;		/* ... and made, and remembered with it */
 	AkCharge	charge;
 } Decision;
 
