@@ -47,12 +47,7 @@ apikeys_adjust_count(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "unexpected result type");
 	AcceptInvalidationMessages();
-	if (!ak_key_by_id(PG_GETARG_UUID_P(0), &key))
-		ereport(ERROR,
-				(errcode(ERRCODE_NO_DATA_FOUND),
-				 errmsg("key \"%s\" does not exist",
-						DatumGetCString(DirectFunctionCall1(uuid_out,
-															PG_GETARG_DATUM(0))))));
+	ak_key_must_exist(PG_GETARG_UUID_P(0), &key);
 	ak_subject_of_key(&key, &subject);
 	ak_charge_prepare(&charge, &key, &subject, 0, NULL, false,
 					  GetCurrentTimestamp());

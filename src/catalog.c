@@ -63,32 +63,52 @@ static const char *const key_columns[AK_KEY_COLUMNS] = {
 	[AK_KEY_FENCED_AT] = "fenced_at",
 };
 
+/* The relations by name, and where their OIDs go. */
+static const struct
+{
+	const char *name;
+	Oid		   *oid;
+	bool		is_remembered;	/* backends remember rows of it */
+}			relations[] = {
+	{"keys", &catalog.keys},
+	{"keys_digest_key", &catalog.keys_digest_key},
+	{"keys_previous_digest_key", &catalog.keys_previous_digest_key},
+	{"keys_pkey", &catalog.keys_pkey},
+	{"keys_user_id_idx", &catalog.keys_user_id_idx},
+	{"plans", &catalog.plans, true},
+	{"plans_pkey", &catalog.plans_pkey},
+	{"users", &catalog.users, true},
+	{"users_pkey", &catalog.users_pkey},
+	{"apis", &catalog.apis, true},
+	{"apis_pkey", &catalog.apis_pkey},
+	{"roles", &catalog.roles, true},
+	{"roles_pkey", &catalog.roles_pkey},
+	{"usage", &catalog.usage},
+	{"usage_pkey", &catalog.usage_pkey},
+	{"incarnations", &catalog.incarnations},
+	{"incarnations_pkey", &catalog.incarnations_pkey},
+	{"limits", &catalog.limits, true},
+	{"limits_plan_id_key", &catalog.limits_plan_id_key},
+	{"limits_user_id_key", &catalog.limits_user_id_key},
+	{"limits_key_id_key", &catalog.limits_key_id_key},
+	{"rate_marks", &catalog.rate_marks},
+	{"rate_marks_pkey", &catalog.rate_marks_pkey},
+	{"requests", &catalog.requests},
+	{"request_ids", &catalog.request_ids},
+	{"request_ids_pkey", &catalog.request_ids_pkey},
+};
+
 /* Runs while invalidations are processed: only flags may be set here. */
 static void
 relcache_callback(Datum arg, Oid relid)
 {
-	if (!OidIsValid(relid) || relid == catalog.plans ||
-		relid == catalog.users || relid == catalog.apis ||
-		relid == catalog.limits || relid == catalog.roles)
-	{
-		changes++;
-		resolved = false;
-	}
-	else if (relid == catalog.keys || relid == catalog.keys_digest_key ||
-			 relid == catalog.keys_previous_digest_key ||
-			 relid == catalog.keys_pkey || relid == catalog.keys_user_id_idx ||
-			 relid == catalog.plans_pkey || relid == catalog.users_pkey ||
-			 relid == catalog.apis_pkey || relid == catalog.roles_pkey ||
-			 relid == catalog.usage ||
-			 relid == catalog.usage_pkey || relid == catalog.incarnations ||
-			 relid == catalog.incarnations_pkey ||
-			 relid == catalog.limits_plan_id_key ||
-			 relid == catalog.limits_user_id_key ||
-			 relid == catalog.limits_key_id_key ||
-			 relid == catalog.rate_marks || relid == catalog.rate_marks_pkey ||
-			 relid == catalog.requests || relid == catalog.request_ids ||
-			 relid == catalog.request_ids_pkey)
-		resolved = false;
+	for (int i = 0; i < lengthof(relations); i++)
+		if (!OidIsValid(relid) || relid == *relations[i].oid)
+		{
+			resolved = false;
+			if (relations[i].is_remembered)
+				changes++;
+		}
 }
 
 /* The version of the SQL objects must be the library's. */
@@ -172,32 +192,8 @@ resolve(Oid extension)
 				 errmsg("schema \"apikeys\" does not belong to the extension \"apikeys\"")));
 	check_version(extension);
 
-	catalog.keys = relation_oid("keys", schema);
-	catalog.keys_digest_key = relation_oid("keys_digest_key", schema);
-	catalog.keys_previous_digest_key = relation_oid("keys_previous_digest_key", schema);
-	catalog.keys_pkey = relation_oid("keys_pkey", schema);
-	catalog.keys_user_id_idx = relation_oid("keys_user_id_idx", schema);
-	catalog.plans = relation_oid("plans", schema);
-	catalog.plans_pkey = relation_oid("plans_pkey", schema);
-	catalog.users = relation_oid("users", schema);
-	catalog.users_pkey = relation_oid("users_pkey", schema);
-	catalog.apis = relation_oid("apis", schema);
-	catalog.apis_pkey = relation_oid("apis_pkey", schema);
-	catalog.roles = relation_oid("roles", schema);
-	catalog.roles_pkey = relation_oid("roles_pkey", schema);
-	catalog.usage = relation_oid("usage", schema);
-	catalog.usage_pkey = relation_oid("usage_pkey", schema);
-	catalog.incarnations = relation_oid("incarnations", schema);
-	catalog.incarnations_pkey = relation_oid("incarnations_pkey", schema);
-	catalog.limits = relation_oid("limits", schema);
-	catalog.limits_plan_id_key = relation_oid("limits_plan_id_key", schema);
-	catalog.limits_user_id_key = relation_oid("limits_user_id_key", schema);
-	catalog.limits_key_id_key = relation_oid("limits_key_id_key", schema);
-	catalog.rate_marks = relation_oid("rate_marks", schema);
-	catalog.rate_marks_pkey = relation_oid("rate_marks_pkey", schema);
-	catalog.requests = relation_oid("requests", schema);
-	catalog.request_ids = relation_oid("request_ids", schema);
-	catalog.request_ids_pkey = relation_oid("request_ids_pkey", schema);
+	for (int i = 0; i < lengthof(relations); i++)
+		*relations[i].oid = relation_oid(relations[i].name, schema);
 	for (int i = 0; i < AK_KEY_COLUMNS; i++)
 	{
 		catalog.keys_attnum[i] = get_attnum(catalog.keys, key_columns[i]);

@@ -18,6 +18,7 @@
 #include "storage/shmem.h"
 
 #include "apikeys.h"
+#include "reserve.h"
 
 AkShared   *ak_shared = NULL;
 
@@ -274,9 +275,9 @@ ak_database_forget(Oid dboid, Oid except_extension)
 
 /*
  * Have the worker leave a database, and keep it away until
- * ak_database_unhold(): somebody is about to drop, rename or copy it, or
- * to update the extension there.  Waits
- * for at most five seconds, as long as the server itself would.
+ * ak_database_unhold(): somebody is about to drop, rename or copy it, or to
+ * update the extension there.  Waits for at most five seconds, as long as the
+ * server itself would.
  *
  * Who wants a worker meanwhile asks once and then sleeps: "worker_wanted" stays
  * as it is, for the launcher to find afterwards.
@@ -345,8 +346,8 @@ ak_nudge(AkDatabase *db)
 }
 
 /*
- * The same, unless the worker looks by itself soon enough.  To be called after the work was made visible: a worker about to sleep first says
- * so, then looks again.
+ * The same, unless the worker looks by itself soon enough.  To be called after the
+ * work was made visible: a worker about to sleep first says so, then looks again.
  */
 void
 ak_nudge_if_asleep(AkDatabase *db)

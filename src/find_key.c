@@ -27,6 +27,20 @@
 
 #include "apikeys.h"
 
+/*
+ * Open apikeys.keys.  The catalog is as of the lock: REINDEX CONCURRENTLY waits
+ * for who holds it before it drops an index, but not for who has only looked up
+ * the index's OID.
+ */
+static Relation
+open_keys(const AkCatalog **catalog)
+{
+	Relation	rel = table_open(ak_catalog()->keys, AccessShareLock);
+
+	*catalog = ak_catalog();
+	return rel;
+}
+
 /* Copy what the decision needs out of a row. */
 static void
 read_key(Relation rel, const AkCatalog *catalog, HeapTuple tuple, AkKey *key)
@@ -163,8 +177,8 @@ find_hinted(Relation rel, const AkCatalog *catalog, const uint8 *digest,
 bool
 ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN], TimestampTz now, AkKey *key)
 {
-	const AkCatalog *catalog = ak_catalog();
-	Relation	rel = table_open(catalog->keys, AccessShareLock);
+	const AkCatalog *catalog;
+	Relation	rel = open_keys(&catalog);
 	char		buffer[VARHDRSZ + AK_DIGEST_LEN];
 	Datum		value = PointerGetDatum(buffer);
 	Snapshot	snapshot;
@@ -196,11 +210,12 @@ ak_key_by_digest(const uint8 digest[AK_DIGEST_LEN], TimestampTz now, AkKey *key)
 	return found;
 }
 
+/* The key of an id, deleted or not.  False if there is none. */
 bool
 ak_key_by_id(const pg_uuid_t *id, AkKey *key)
 {
-	const AkCatalog *catalog = ak_catalog();
-	Relation	rel = table_open(catalog->keys, AccessShareLock);
+	const AkCatalog *catalog;
+	Relation	rel = open_keys(&catalog);
 	ItemPointerData root;
 	bool		found;
 
@@ -209,4 +224,14 @@ ak_key_by_id(const pg_uuid_t *id, AkKey *key)
 					 UUIDPGetDatum(id), GetLatestSnapshot(), key, &root);
 	table_close(rel, NoLock);
 	return found;
+}
+
+/* The same.  Errors: P0002 if there is none. */
+void
+ak_key_must_exist(const pg_uuid_t *id, AkKey *key)
+{
+	if (!ak_key_by_id(id, key))
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA_FOUND),
+				 errmsg("key \"%s\" does not exist", ak_uuid_text(id))));
 }

@@ -21,7 +21,6 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "postmaster/interrupt.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
@@ -267,13 +266,14 @@ plan_row(const AkFlush *flush, MeterEntry *entry, const Tracked *tracked,
 	return DUE_NOW;
 }
 
-static ArrayType *
-array_of(Datum *values, int n, Oid type, int length, bool by_value, char align)
-{
-	return construct_array(values, n, type, length, by_value, align);
-}
+/* Columns of rows that are written, as arrays. */
+static const Oid usage_types[] = {
+	UUIDOID, BOOLOID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID,
+	TIMESTAMPTZOID
+};
+static const Oid request_id_types[] = {UUIDOID, INT8OID, TIMESTAMPTZOID};
 
-#define COLUMNS 8				/* arrays, beside the incarnation */
+#define COLUMNS lengthof(usage_types)	/* beside the incarnation */
 
 #define ROWS_WRITTEN \
 	" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)" \
@@ -314,12 +314,12 @@ refilled_at(const Row *row)
 static void
 write_request_ids(const Batch *batch)
 {
-	Datum	   *columns[3];
-	Datum		args[3];
-	Oid			types[] = {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID};
+	Datum	   *columns[lengthof(request_id_types)];
+	Datum		args[lengthof(request_id_types)];
+	Oid			types[lengthof(request_id_types)];
 	int			n = 0;
 
-	for (int c = 0; c < 3; c++)
+	for (int c = 0; c < lengthof(request_id_types); c++)
 		columns[c] = palloc(batch->n * sizeof(Datum));
 	for (int i = 0; i < batch->n; i++)
 	{
@@ -333,14 +333,14 @@ write_request_ids(const Batch *batch)
 	}
 	if (n == 0)
 		return;
-	args[0] = PointerGetDatum(array_of(columns[0], n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	args[1] = PointerGetDatum(array_of(columns[1], n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	args[2] = PointerGetDatum(array_of(columns[2], n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	for (int c = 0; c < lengthof(request_id_types); c++)
+		args[c] = ak_array_of(request_id_types[c], columns[c], n, &types[c]);
 	if (SPI_execute_with_args("INSERT INTO apikeys.request_ids AS r"
 							  " SELECT * FROM unnest($1, $2, $3)"
 							  " ON CONFLICT (key_id, id_hash) DO UPDATE"
 							  " SET charged_at = excluded.charged_at",
-							  3, types, args, NULL, false, 0) != SPI_OK_INSERT)
+							  lengthof(types), types, args, NULL, false,
+							  0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write apikeys.request_ids");
 }
 
@@ -356,10 +356,7 @@ write_rows(void *arg)
 	bool		has_credits = false;
 	Datum	   *columns[COLUMNS];
 	Datum		args[COLUMNS + 1];
-	Oid			types[COLUMNS + 1] = {
-		UUIDARRAYOID, BOOLARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-		INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, UUIDOID
-	};
+	Oid			types[COLUMNS + 1];
 
 	batch->db->last_written = Max(batch->db->last_written,
 								  GetCurrentTransactionStartTimestamp());
@@ -385,14 +382,10 @@ write_rows(void *arg)
 	write_request_ids(batch);
 	if (n == 0)
 		return;
-	args[0] = PointerGetDatum(array_of(columns[0], n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	args[1] = PointerGetDatum(array_of(columns[1], n, BOOLOID, 1, true, TYPALIGN_CHAR));
-	args[2] = PointerGetDatum(array_of(columns[2], n, TEXTOID, -1, false, TYPALIGN_INT));
-	args[3] = PointerGetDatum(array_of(columns[3], n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	for (int c = 4; c < 7; c++)
-		args[c] = PointerGetDatum(array_of(columns[c], n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	args[7] = PointerGetDatum(array_of(columns[7], n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	args[8] = UUIDPGetDatum(&batch->db->incarnation);
+	for (int c = 0; c < COLUMNS; c++)
+		args[c] = ak_array_of(usage_types[c], columns[c], n, &types[c]);
+	args[COLUMNS] = UUIDPGetDatum(&batch->db->incarnation);
+	types[COLUMNS] = UUIDOID;
 
 	if (has_credits)
 		write_ledger(types, args);

@@ -79,6 +79,8 @@ header(const char *name)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
 		FlushErrorState();
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
@@ -208,7 +210,8 @@ decide(AkAsked *asked, AkDecided *decided)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
-		if (CopyErrorData()->sqlerrcode != ERRCODE_READ_ONLY_SQL_TRANSACTION)
+		clear(asked->secret);
+		if (geterrcode() != ERRCODE_READ_ONLY_SQL_TRANSACTION)
 			PG_RE_THROW();
 		FlushErrorState();
 		raise_standby();
@@ -355,9 +358,7 @@ read_original(AkAsked *asked)
 static void
 add_caller(AkHeaders *headers, const AkKey *key)
 {
-	ak_header_add(headers, "X-Api-Key-Id",
-				  DatumGetCString(DirectFunctionCall1(uuid_out,
-													  UUIDPGetDatum(&key->id))));
+	ak_header_add(headers, "X-Api-Key-Id", ak_uuid_text(&key->id));
 	if (key->user_id[0] != '\0')
 		ak_header_add(headers, "X-Api-Key-User", ak_header_text(key->user_id));
 }
@@ -372,11 +373,13 @@ name_argument(void *name)
 static void
 read_check_arguments(FunctionCallInfo fcinfo, AkAsked *asked)
 {
-	ErrorContextCallback named = {error_context_stack, name_argument, "cost"};
+	ErrorContextCallback named = {
+		error_context_stack, name_argument, (void *) "cost"
+	};
 
 	error_context_stack = &named;
 	asked->cost = ak_cost_arg(fcinfo, ARG_COST);
-	named.arg = "permissions";
+	named.arg = (void *) "permissions";
 	if (!PG_ARGISNULL(ARG_PERMISSIONS))
 		asked->permissions = ak_permissions_expression(PG_GETARG_DATUM(ARG_PERMISSIONS));
 	error_context_stack = named.previous;

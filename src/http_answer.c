@@ -127,9 +127,8 @@ ak_http_body(const AkDecided *decided, int status)
 	appendStringInfo(&body, "\"valid\":%s", valid ? "true" : "false");
 	append_member(&body, "code", ak_outcome_name(decided->outcome));
 	append_member(&body, "message", ak_http_message(decided));
-	append_member(&body, "key_id", !valid ? NULL :
-				  DatumGetCString(DirectFunctionCall1(uuid_out,
-													  UUIDPGetDatum(&decided->key->id))));
+	append_member(&body, "key_id",
+				  valid ? ak_uuid_text(&decided->key->id) : NULL);
 	append_member(&body, "user_id",
 				  !valid || decided->key->user_id[0] == '\0' ? NULL : decided->key->user_id);
 	appendStringInfoChar(&body, '}');

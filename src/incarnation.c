@@ -16,6 +16,7 @@
 #include "postmaster/interrupt.h"
 #include "utils/builtins.h"
 
+#include "reserve.h"
 #include "worker.h"
 
 /*
@@ -65,8 +66,7 @@ begin_incarnation(void *arg)
 	if (SPI_execute("SELECT greatest(clock_timestamp(), max(greatest(started_at, closed_at, superseded_at)))"
 					" FROM apikeys.incarnations", false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.incarnations");
-	args[1] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-							  &isnull);
+	args[1] = ak_returned(0, 1, NULL);
 
 	/* Closed incarnations have nothing more to tell; old crashes neither. */
 	if (SPI_execute("DELETE FROM apikeys.incarnations WHERE closed_at IS NOT NULL"
@@ -79,8 +79,7 @@ begin_incarnation(void *arg)
 		SPI_execute("SELECT max(superseded_at) FROM apikeys.incarnations",
 					false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not begin an incarnation");
-	horizon = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-							&isnull);
+	horizon = ak_returned(0, 1, &isnull);
 	db->crash_horizon = isnull ? DT_NOBEGIN : DatumGetTimestampTz(horizon);
 }
 

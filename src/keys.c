@@ -102,7 +102,7 @@ issued_key(FunctionCallInfo fcinfo, char *secret)
 	bool		nulls[OUT_COLUMNS];
 	text	   *api_key = cstring_to_text(secret);
 	HeapTuple	tuple;
-	Datum		row_value;
+	Datum		whole;
 	Datum		result;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
@@ -120,11 +120,9 @@ issued_key(FunctionCallInfo fcinfo, char *secret)
 		nulls[i] = i == OUT_API_KEY ? false : row_nulls[from];
 	}
 	tuple = heap_form_tuple(BlessTupleDesc(desc), values, nulls);
-	row_value = HeapTupleGetDatum(tuple);
-	result = SPI_datumTransfer(row_value, false, -1);
-
-	/* They are two if a value was stored out of line. */
-	explicit_bzero(DatumGetPointer(row_value), VARSIZE(DatumGetPointer(row_value)));
+	whole = HeapTupleGetDatum(tuple);	/* a copy, if a value was out of line */
+	result = SPI_datumTransfer(whole, false, -1);
+	explicit_bzero(DatumGetPointer(whole), VARSIZE(DatumGetPointer(whole)));
 	explicit_bzero(tuple->t_data, tuple->t_len);
 	explicit_bzero(VARDATA(api_key), VARSIZE_ANY_EXHDR(api_key));
 	explicit_bzero(secret, strlen(secret));
@@ -400,7 +398,7 @@ lock_prefix(Datum id, bool has_grace, char prefix[AK_PREFIX_MAX + 1])
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("key \"%s\" is fenced",
-						DatumGetCString(DirectFunctionCall1(uuid_out, id))),
+						ak_uuid_text(DatumGetUUIDP(id))),
 				 errdetail("Its secret is refused and cannot be given a grace."),
 				 errhint("Regenerate it without a grace, or lift the fence with apikey_unfence().")));
 	start = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);

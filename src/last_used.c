@@ -22,7 +22,6 @@
 #include "executor/spi.h"
 #include "lib/ilist.h"
 #include "postmaster/interrupt.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -155,11 +154,9 @@ find_passed_over(Batch *batch, Oid *types, Datum *args)
 		elog(ERROR, "could not look for locked keys");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		Datum		id = SPI_getbinval(SPI_tuptable->vals[i],
-									   SPI_tuptable->tupdesc, 1, &isnull);
+		const pg_uuid_t *id = DatumGetUUIDP(ak_returned(i, 1, NULL));
 
-		while (memcmp(&batch->uses[next]->key_id, DatumGetUUIDP(id), UUID_LEN) != 0)
+		while (memcmp(&batch->uses[next]->key_id, id, UUID_LEN) != 0)
 			next++;
 		batch->passed_over[next] = true;
 	}
@@ -173,7 +170,7 @@ write_uses(void *arg)
 	Datum	   *ids = palloc(batch->n * sizeof(Datum));
 	Datum	   *times = palloc(batch->n * sizeof(Datum));
 	Datum		args[3];
-	Oid			types[] = {UUIDARRAYOID, TIMESTAMPTZARRAYOID, FLOAT8OID};
+	Oid			types[3];
 
 	qsort(batch->uses, batch->n, sizeof(Use *), compare_uses);
 	for (int i = 0; i < batch->n; i++)
@@ -181,12 +178,10 @@ write_uses(void *arg)
 		ids[i] = UUIDPGetDatum(&batch->uses[i]->key_id);
 		times[i] = TimestampTzGetDatum(batch->uses[i]->used);
 	}
-	args[0] = PointerGetDatum(construct_array(ids, batch->n, UUIDOID, UUID_LEN,
-											  false, TYPALIGN_CHAR));
-	args[1] = PointerGetDatum(construct_array(times, batch->n, TIMESTAMPTZOID, 8,
-											  FLOAT8PASSBYVAL,
-											  TYPALIGN_DOUBLE));
+	args[0] = ak_array_of(UUIDOID, ids, batch->n, &types[0]);
+	args[1] = ak_array_of(TIMESTAMPTZOID, times, batch->n, &types[1]);
 	args[2] = Float8GetDatum(ak_last_used_interval);
+	types[2] = FLOAT8OID;
 
 	/* Losing this in a crash costs nothing. */
 	ak_set_locally("synchronous_commit", "off");

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * limits.c
- *	  Which limits a request is held to, and how they are shown.
+ *	  Which limits a request is held to.
  *
  * The first is always the quota of the plan that applies (unlimited if there
  * is none).  Then come the credits of the key or else of its user, if these are
@@ -18,13 +18,8 @@
 #include "access/table.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
 #include "utils/fmgroids.h"
-#include "utils/json.h"
-#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
-#include "utils/numeric.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -37,9 +32,6 @@ PG_FUNCTION_INFO_V1(apikeys_is_rate);
 
 /* And the credits. */
 #define CREDITS_NAME "credits"
-
-/* What "charges" may hold beside costs; no limit has this name. */
-#define REQUEST_ID_NAME "request_id"
 
 /* Columns of apikeys.limits, in the order of the install script. */
 enum
@@ -143,94 +135,7 @@ apikeys_is_rate(PG_FUNCTION_ARGS)
 								PG_GETARG_INT64(2), &rate));
 }
 
-/* ----- what the caller charges by name ----- */
-
-static void
-bad_charges(const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid charges"),
-			 errdetail("%s", detail),
-			 errhint("Give a cost by the name of a limit, such as {\"tokens\": 500}; \"request_id\" is a text.")));
-}
-
-/* A JSON number as a cost. */
-static int64
-cost_of(const JsonbValue *value)
-{
-	Datum		number;
-	Datum		back;
-
-	if (value->type != jbvNumeric)
-		bad_charges("A cost is a whole number.");
-	number = NumericGetDatum(value->val.numeric);
-	if (DatumGetBool(DirectFunctionCall2(numeric_lt, number,
-										 DirectFunctionCall1(int8_numeric, Int64GetDatum(0)))) ||
-		DatumGetBool(DirectFunctionCall2(numeric_gt, number,
-										 DirectFunctionCall1(int8_numeric, Int64GetDatum(AK_COST_MAX)))))
-		bad_charges("A cost is between 0 and 2147483648.");
-	back = DirectFunctionCall1(numeric_int8, number);
-	if (!DatumGetBool(DirectFunctionCall2(numeric_eq, number,
-										  DirectFunctionCall1(int8_numeric, back))))
-		bad_charges("A cost is a whole number.");
-	return DatumGetInt64(back);
-}
-
-static void
-read_request_id(const JsonbValue *value, AkNamedCosts *costs)
-{
-	if (value->type != jbvString || value->val.string.len < 1 ||
-		value->val.string.len >= AK_ID_LEN)
-		bad_charges("A request_id is a text of 1 to 255 bytes.");
-	memcpy(costs->request_id, value->val.string.val, value->val.string.len);
-	costs->request_id[value->val.string.len] = '\0';
-}
-
-/*
- * Read the argument "charges": an object of costs by the names of limits, and
- * the request's id.
- * Errors: 22023.
- */
-void
-ak_charges_read(Datum charges, AkNamedCosts *costs)
-{
-	Jsonb	   *json = DatumGetJsonbP(charges);
-	JsonbIterator *it;
-	JsonbIteratorToken token;
-	JsonbValue	value;
-
-	costs->n = 0;
-	costs->request_id[0] = '\0';
-	if (!JB_ROOT_IS_OBJECT(json))
-		bad_charges("The argument is no JSON object.");
-	it = JsonbIteratorInit(&json->root);
-	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
-	{
-		AkNamedCost *cost;
-
-		if (token != WJB_KEY)
-			continue;
-		if (value.val.string.len == strlen(REQUEST_ID_NAME) &&
-			memcmp(value.val.string.val, REQUEST_ID_NAME, value.val.string.len) == 0)
-		{
-			(void) JsonbIteratorNext(&it, &value, true);
-			read_request_id(&value, costs);
-			continue;
-		}
-		if (costs->n == AK_LIMITS_MAX)
-			bad_charges("There are too many names.");
-		if (value.val.string.len < 1 ||
-			value.val.string.len >= AK_LIMIT_NAME_LEN)
-			bad_charges("The name of a limit has between 1 and 63 bytes.");
-		cost = &costs->costs[costs->n++];
-		memcpy(cost->name, value.val.string.val, value.val.string.len);
-		cost->name[value.val.string.len] = '\0';
-		cost->found = false;
-		(void) JsonbIteratorNext(&it, &value, true);
-		cost->cost = cost_of(&value);
-	}
-}
+/* ----- the limits of a request ----- */
 
 static AkNamedCost *
 named_cost(AkNamedCosts *costs, const char *name)
@@ -243,8 +148,6 @@ named_cost(AkNamedCosts *costs, const char *name)
 		}
 	return NULL;
 }
-
-/* ----- the limits of a request ----- */
 
 /* Whether a rate of this name has been decided on: the first one counts. */
 static bool
@@ -432,150 +335,4 @@ ak_charge_is_free(const AkCharge *charge)
 		if (charge->limits[i].cost > 0)
 			return false;
 	return true;
-}
-
-/* ----- what a limit says after a decision ----- */
-
-int64
-ak_limit_remaining(const AkCharge *charge, const AkLimit *limit)
-{
-	if (ak_limit_is_rate(limit))
-		return ak_rate_remaining(&limit->rate, limit->count.charged,
-								 charge->now);
-	return Max(limit->amount - limit->count.charged, 0);
-}
-
-static TimestampTz
-reset_time(const AkCharge *charge, const AkLimit *limit)
-{
-	if (ak_limit_is_rate(limit))
-		return ak_rate_full_at(&limit->rate, limit->count.charged, charge->now);
-	return ak_limit_is_credits(limit) ? limit->refill_next : charge->span.end;
-}
-
-/*
- * When a limit that refuses can admit as much: DT_NOEND if waiting does not
- * help.
- */
-static TimestampTz
-retry_at(const AkCharge *charge, const AkLimit *limit)
-{
-	if (limit->cost > (ak_limit_is_credits(limit) ?
-					   limit->refill_amount : limit->amount))
-		return DT_NOEND;
-	if (ak_limit_is_rate(limit))
-		return ak_rate_retry_at(&limit->rate, limit->count.charged,
-								limit->cost, charge->now);
-	return reset_time(charge, limit);
-}
-
-/*
- * When a refused request can pass, as far as its limits can tell: DT_NOEND if
- * waiting does not help.
- */
-TimestampTz
-ak_charge_retry_at(const AkCharge *charge)
-{
-	TimestampTz at = charge->now;
-
-	for (int i = 0; i < charge->nlimits; i++)
-		if (charge->limits[i].refuses)
-			at = Max(at, retry_at(charge, &charge->limits[i]));
-	return at;
-}
-
-static void
-push_key(JsonbParseState **state, const char *key)
-{
-	JsonbValue	value;
-
-	value.type = jbvString;
-	value.val.string.val = (char *) key;
-	value.val.string.len = strlen(key);
-	pushJsonbValue(state, WJB_KEY, &value);
-}
-
-static void
-push_string(JsonbParseState **state, const char *key, const char *string)
-{
-	JsonbValue	value;
-
-	push_key(state, key);
-	value.type = jbvString;
-	value.val.string.val = pstrdup(string);
-	value.val.string.len = strlen(string);
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static void
-push_number(JsonbParseState **state, const char *key, int64 number, bool isnull)
-{
-	JsonbValue	value;
-
-	push_key(state, key);
-	value.type = isnull ? jbvNull : jbvNumeric;
-	if (!isnull)
-		value.val.numeric = int64_to_numeric(number);
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static void
-push_time(JsonbParseState **state, const char *key, TimestampTz at)
-{
-	char		buffer[MAXDATELEN + 1];
-
-	if (at == DT_NOEND)
-	{
-		push_number(state, key, 0, true);
-		return;
-	}
-	(void) JsonEncodeDateTime(buffer, TimestampTzGetDatum(at), TIMESTAMPTZOID,
-							  NULL);
-	push_string(state, key, buffer);
-}
-
-static const char *
-kind_of(const AkLimit *limit)
-{
-	return ak_limit_is_rate(limit) ? "rate" :
-		ak_limit_is_credits(limit) ? "credits" : "quota";
-}
-
-/*
- * The limits as JSON: an array of objects with name, kind (quota, credits or
- * rate), limit (of credits what they refill to), remaining, reset_time (null
- * where there is none) and refused.
- */
-Datum
-ak_charge_show(const AkCharge *charge)
-{
-	JsonbParseState *state = NULL;
-	JsonbValue	value;
-
-	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
-	for (int i = 0; i < charge->nlimits; i++)
-	{
-		const AkLimit *limit = &charge->limits[i];
-		bool		unlimited = ak_is_unlimited(&limit->key, limit->amount);
-		TimestampTz reset = reset_time(charge, limit);
-
-		pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-		push_string(&state, "name", limit->name);
-		push_string(&state, "kind", kind_of(limit));
-		if (ak_limit_is_credits(limit))
-			push_number(&state, "limit", limit->refill_amount,
-						limit->refill_amount == 0);
-		else
-			push_number(&state, "limit", limit->amount, unlimited);
-		push_number(&state, "remaining",
-					unlimited ? 0 : ak_limit_remaining(charge, limit), unlimited);
-		push_time(&state, "reset_time", reset);
-		push_key(&state, "refused");
-		value.type = jbvBool;
-		value.val.boolean = limit->refuses;
-		pushJsonbValue(&state, WJB_VALUE, &value);
-		pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	}
-	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY,
-														   NULL)));
 }

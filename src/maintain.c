@@ -2,14 +2,13 @@
  *
  * maintain.c
  *	  Tidy up a database: expired keys, the partitions of the history, and what
- *	  an erasure could not reach.
- *	  Runs in its worker.
+ *	  an erasure could not reach.  Runs in its worker.
  *
  * Goes by steps, each a short transaction of its own with the worker's
  * lock_timeout.  One that fails, say because it cannot have its locks, is logged,
  * and tried again in the next round; the other kinds of steps go on, lest one
- * that fails each time keep keys from expiring.
- * Between two steps the worker looks whether anybody waits for a ceiling.
+ * that fails each time keep keys from expiring.  Between two steps the worker
+ * looks whether anybody waits for a ceiling.
  *
  *-------------------------------------------------------------------------
  */
@@ -176,8 +175,7 @@ remove_orphans(void *arg)
 							  " WHERE subject_id > $1 ORDER BY subject_id OFFSET $2 LIMIT 1)",
 							  2, types, args, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.usage");
-	last = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						 &isnull);
+	last = ak_returned(0, 1, &isnull);
 	walk->again = !isnull;
 	args[1] = last;
 	types[1] = UUIDOID;
@@ -278,6 +276,19 @@ today(void)
 		(int) (GetCurrentTimestamp() / USECS_PER_DAY);
 }
 
+/* The columns of the history that take values, as a list in SQL. */
+static char *
+stored_columns(void)
+{
+	if (SPI_execute("SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)"
+					" FROM pg_attribute"
+					" WHERE attrelid = 'apikeys.requests'::regclass AND attnum > 0"
+					" AND NOT attisdropped AND attgenerated = ''",
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not list the columns of apikeys.requests");
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+}
+
 /*
  * Whether there is nothing to make for a day: its partition is there, if only as
  * a table that somebody has detached, or a partition of somebody's own has some of
@@ -333,11 +344,16 @@ static void
 make_partition(void *arg)
 {
 	const Day  *day = arg;
+	char	   *columns;
 
 	if (is_taken(day))
 		return;
+	columns = stored_columns();
 
-	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests)", day->name));
+	/* What a DBA has added to the history, ATTACH wants to find. */
+	run(psprintf("CREATE TABLE apikeys.%s (LIKE apikeys.requests"
+				 " INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS)",
+				 day->name));
 	revoke_defaults(day->name);
 
 	/* No primary key: else a publication would refuse updates and deletes. */
@@ -345,8 +361,8 @@ make_partition(void *arg)
 	ak_plan_by_index();
 	run(psprintf("WITH moved AS (DELETE FROM apikeys.requests_default"
 				 " WHERE \"timestamp\" >= '%s' AND \"timestamp\" < '%s' RETURNING *)"
-				 " INSERT INTO apikeys.%s SELECT * FROM moved",
-				 day->from, day->until, day->name));
+				 " INSERT INTO apikeys.%s (%s) SELECT %s FROM moved",
+				 day->from, day->until, day->name, columns, columns));
 	run(psprintf("CREATE INDEX %s_key_id_idx ON apikeys.%s (key_id, \"timestamp\")",
 				 day->name, day->name));
 	run(psprintf("CREATE INDEX %s_denied_idx ON apikeys.%s (\"timestamp\")"

@@ -14,9 +14,9 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 
+#include "reserve.h"
 #include "worker.h"
 
 /* ----- rows on their way to a table, as arrays ----- */
@@ -48,38 +48,6 @@ add_row(Rows *rows, const Datum *values)
 	rows->n++;
 }
 
-static Datum
-array_of(Oid type, Datum *values, int n, Oid *array_type)
-{
-	ArrayType  *array;
-
-	switch (type)
-	{
-		case UUIDOID:
-			*array_type = UUIDARRAYOID;
-			array = construct_array(values, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
-			break;
-		case BOOLOID:
-			*array_type = BOOLARRAYOID;
-			array = construct_array(values, n, BOOLOID, 1, true, TYPALIGN_CHAR);
-			break;
-		case INT4OID:
-			*array_type = INT4ARRAYOID;
-			array = construct_array(values, n, INT4OID, 4, true, TYPALIGN_INT);
-			break;
-		case TIMESTAMPTZOID:
-			*array_type = TIMESTAMPTZARRAYOID;
-			array = construct_array(values, n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
-			break;
-		default:
-			Assert(type == INT8OID);
-			*array_type = INT8ARRAYOID;
-			array = construct_array(values, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
-			break;
-	}
-	return PointerGetDatum(array);
-}
-
 /* Run an INSERT whose parameters are the columns. */
 static void
 insert_rows(const Rows *rows, const char *query)
@@ -90,7 +58,7 @@ insert_rows(const Rows *rows, const char *query)
 	if (rows->n == 0)
 		return;
 	for (int c = 0; c < rows->ncolumns; c++)
-		args[c] = array_of(rows->types[c], rows->columns[c], rows->n, &types[c]);
+		args[c] = ak_array_of(rows->types[c], rows->columns[c], rows->n, &types[c]);
 	if (SPI_execute_with_args(query, rows->ncolumns, types, args, NULL, false,
 							  0) != SPI_OK_INSERT)
 		elog(ERROR, "could not execute: %s", query);
@@ -103,16 +71,6 @@ uuid_copy(const pg_uuid_t *id)
 
 	*copy = *id;
 	return UUIDPGetDatum(copy);
-}
-
-/* Column c, from 1, of a row that the last statement returned. */
-static Datum
-returned(uint64 row, int c)
-{
-	bool		isnull;
-
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, c,
-						 &isnull);
 }
 
 /* ----- rates ----- */
@@ -158,12 +116,12 @@ take_rates(AkDatabase *db)
 		elog(ERROR, "could not read apikeys.rate_marks");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		int64		arrival = DatumGetInt64(returned(i, 4));
+		int64		arrival = DatumGetInt64(ak_returned(i, 4, NULL));
 		MeterKey	key;
 
-		ak_meter_key(&key, ak_catalog(), DatumGetUUIDP(returned(i, 1)),
-					 DatumGetBool(returned(i, 2)), AK_RATE,
-					 DatumGetInt64(returned(i, 3)));
+		ak_meter_key(&key, ak_catalog(), DatumGetUUIDP(ak_returned(i, 1, NULL)),
+					 DatumGetBool(ak_returned(i, 2, NULL)), AK_RATE,
+					 DatumGetInt64(ak_returned(i, 3, NULL)));
 		if (!ak_rate_is_full(arrival, now))
 			ak_meter_put_rate(&key, arrival);
 	}
@@ -241,35 +199,34 @@ take_reservations(AkDatabase *db)
 		elog(ERROR, "could not read apikeys.reservation_marks");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		int			n = DatumGetInt32(returned(i, 2));
+		int			n = DatumGetInt32(ak_returned(i, 2, NULL));
 		AkHold	   *hold;
 
-		if (!DatumGetBool(returned(i, 15)))
+		if (!DatumGetBool(ak_returned(i, 15, NULL)))
 		{
 			ereport(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("a row of apikeys.reservation_marks cannot be a reservation's"),
 					 errdetail("What reservation \"%s\" holds stays charged.",
-							   DatumGetCString(DirectFunctionCall1(uuid_out,
-																   returned(i, 1))))));
+							   ak_uuid_text(DatumGetUUIDP(ak_returned(i, 1, NULL))))));
 			continue;
 		}
 		hold = &held.holds[n];
-		held.key.id = *DatumGetUUIDP(returned(i, 1));
+		held.key.id = *DatumGetUUIDP(ak_returned(i, 1, NULL));
 		held.key.generation = db->generation;
 		held.state = AK_HELD;
-		held.key_id = *DatumGetUUIDP(returned(i, 3));
-		held.max_cost = DatumGetInt64(returned(i, 4));
-		held.charged_at = DatumGetTimestampTz(returned(i, 5));
-		held.deadline = DatumGetTimestampTz(returned(i, 6));
-		ak_meter_key(&hold->key, ak_catalog(), DatumGetUUIDP(returned(i, 7)),
-					 DatumGetBool(returned(i, 8)), DatumGetInt32(returned(i, 9)),
-					 DatumGetInt64(returned(i, 10)));
-		hold->amount = DatumGetInt64(returned(i, 11));
-		hold->emission = DatumGetInt64(returned(i, 12));
-		hold->lost = DatumGetInt64(returned(i, 13));
+		held.key_id = *DatumGetUUIDP(ak_returned(i, 3, NULL));
+		held.max_cost = DatumGetInt64(ak_returned(i, 4, NULL));
+		held.charged_at = DatumGetTimestampTz(ak_returned(i, 5, NULL));
+		held.deadline = DatumGetTimestampTz(ak_returned(i, 6, NULL));
+		ak_meter_key(&hold->key, ak_catalog(), DatumGetUUIDP(ak_returned(i, 7, NULL)),
+					 DatumGetBool(ak_returned(i, 8, NULL)), DatumGetInt32(ak_returned(i, 9, NULL)),
+					 DatumGetInt64(ak_returned(i, 10, NULL)));
+		hold->amount = DatumGetInt64(ak_returned(i, 11, NULL));
+		hold->emission = DatumGetInt64(ak_returned(i, 12, NULL));
+		hold->lost = DatumGetInt64(ak_returned(i, 13, NULL));
 		held.nholds = n + 1;
-		if (held.nholds == DatumGetInt64(returned(i, 14)))
+		if (held.nholds == DatumGetInt64(ak_returned(i, 14, NULL)))
 			ak_reservations_put(db, &held);
 	}
 }

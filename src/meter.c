@@ -55,10 +55,13 @@ ak_meter_headroom(const MeterKey *key, int64 limit)
 	return limit < 0 || key->period == AK_CREDITS ? 0 : limit / 64;
 }
 
-/* The key of a subject's count in this database. */
+/*
+ * The key of a subject's count in this database.  "period" is an AkPeriod, AK_RATE
+ * or AK_REQUEST.
+ */
 void
 ak_meter_key(MeterKey *key, const AkCatalog *catalog,
-			 const pg_uuid_t *subject_id, bool is_user, AkPeriod period,
+			 const pg_uuid_t *subject_id, bool is_user, uint8 period,
 			 TimestampTz period_start)
 {
 	key->subject_id = *subject_id;

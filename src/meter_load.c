@@ -235,9 +235,18 @@ load_entry(const MeterKey *key, const AkLimit *limit)
 	return true;
 }
 
+/*
+ * Bring what a charge misses into memory: a limit's count, or the request's id.
+ * False if there is no entry to be had.
+ *
+ * Reading a table may sleep for its lock, and take the wake-up of a wait that
+ * was announced before for its own: then nobody would wake it any more.  So it
+ * is taken back here; ak_wait_once() announces it anew.
+ */
 bool
 ak_load_missing(const AkCharge *charge, int missing)
 {
+	ConditionVariableCancelSleep();
 	if (missing == AK_MISSING_REQUEST)
 		return load_entry(&charge->request, NULL);
 	return load_entry(&charge->limits[missing].key, &charge->limits[missing]);

@@ -99,8 +99,9 @@ subxact_callback(SubXactEvent event, SubTransactionId mine,
 }
 
 /*
- * Note a charge that is about to be made.  From here on the meter stays open;
- * an error before ak_refund_keep() gives nothing back.
+ * Note a charge that is about to be made.  From here on the meter stays open,
+ * until ak_refund_drop() or the transaction's end.  An error before
+ * ak_refund_keep() gives nothing back.
  */
 void
 ak_refund_prepare(const AkCharge *charge)
@@ -134,4 +135,15 @@ ak_refund_keep(const AkCharge *charge)
 	memcpy(refundables->charge.limits, charge->limits,
 		   charge->nlimits * sizeof(AkLimit));
 	refundables->is_charged = true;
+}
+
+/* The charge noted last was not made: there is nothing to give back. */
+void
+ak_refund_drop(void)
+{
+	Refundable *dropped = refundables;
+
+	refundables = dropped->next;
+	finish(dropped, false);
+	pfree(dropped);
 }

@@ -20,6 +20,7 @@
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 
+#include "apikeys.h"
 #include "reserve.h"
 
 PG_FUNCTION_INFO_V1(apikeys_held_reservations);

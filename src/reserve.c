@@ -263,8 +263,7 @@ static void
 refuse_settlement(const pg_uuid_t *id, const AkReservation *r,
 				  int64 actual_cost)
 {
-	char	   *shown = DatumGetCString(DirectFunctionCall1(uuid_out,
-															UUIDPGetDatum(id)));
+	char	   *shown = ak_uuid_text(id);
 
 	if (r == NULL)
 		ereport(ERROR,

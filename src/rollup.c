@@ -64,11 +64,11 @@
  * worker begins with a look.
  */
 static int64 add_at = 0;
-static int64 retry_at = 0;	/* not before, after a failure */
+static int64 retry_at = 0;		/* not before, after a failure */
 static int64 added_at = 0;		/* when the last round began */
 static bool in_round = false;
 static pg_uuid_t round_end;		/* its last row */
-static int64 add_time = 0;	/* that the last step took */
+static int64 add_time = 0;		/* that the last step took */
 static int64 step_counts = STEP_COUNTS; /* of the next step */
 
 /* ----- the journal ----- */
@@ -84,34 +84,24 @@ typedef struct Counts
 	Datum		costs[JOURNAL_ROW];
 } Counts;
 
-static Datum
-int8_array(Datum *values, int n, Oid type)
-{
-	return PointerGetDatum(construct_array(values, n, type, 8, FLOAT8PASSBYVAL,
-										   TYPALIGN_DOUBLE));
-}
-
 static void
 write_journal_row(Counts *counts)
 {
 	int			n = counts->n;
-	Oid			types[] = {
-		UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, INT8ARRAYOID,
-		INT8ARRAYOID, INT4OID, UUIDOID
-	};
+	Oid			types[7];
 	Datum		args[7];
 
 	if (n == 0)
 		return;
-	args[0] = PointerGetDatum(construct_array(counts->key_ids, n, UUIDOID,
-											  UUID_LEN, false, TYPALIGN_CHAR));
-	args[1] = int8_array(counts->starts, n, TIMESTAMPTZOID);
-	args[2] = PointerGetDatum(construct_array(counts->codes, n, TEXTOID, -1,
-											  false, TYPALIGN_INT));
-	args[3] = int8_array(counts->requests, n, INT8OID);
-	args[4] = int8_array(counts->costs, n, INT8OID);
+	args[0] = ak_array_of(UUIDOID, counts->key_ids, n, &types[0]);
+	args[1] = ak_array_of(TIMESTAMPTZOID, counts->starts, n, &types[1]);
+	args[2] = ak_array_of(TEXTOID, counts->codes, n, &types[2]);
+	args[3] = ak_array_of(INT8OID, counts->requests, n, &types[3]);
+	args[4] = ak_array_of(INT8OID, counts->costs, n, &types[4]);
 	args[5] = Int32GetDatum(n);
+	types[5] = INT4OID;
 	args[6] = counts->key_ids[0];
+	types[6] = UUIDOID;
 	if (SPI_execute_with_args("INSERT INTO apikeys.rollup_journal"
 							  " (key_ids, starts, codes, requests, costs, counts,"
 							  " first_key)"
@@ -233,16 +223,6 @@ typedef struct Step
 	pg_uuid_t	position;		/* of tidying: keys up to this one are done */
 } Step;
 
-/* Column c, from 1, of the row that the last statement returned. */
-static Datum
-returned(int c)
-{
-	bool		isnull;
-
-	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, c,
-						 &isnull);
-}
-
 /* False if there is nothing in the journal. */
 static bool
 begin_round(void)
@@ -252,7 +232,7 @@ begin_round(void)
 		elog(ERROR, "could not read apikeys.rollup_journal");
 	if (SPI_processed == 0)
 		return false;
-	round_end = *DatumGetUUIDP(returned(1));
+	round_end = *DatumGetUUIDP(ak_returned(0, 1, NULL));
 	return true;
 }
 
@@ -292,10 +272,10 @@ add_counts(void *arg)
 							  " WHERE s.before < $1",
 							  3, take_types, take_args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read apikeys.rollup_journal");
-	ids = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	step->counts = DatumGetInt64(returned(2));
-	step->is_last = DatumGetBool(returned(3));
-	step->left = DatumGetInt64(returned(4));
+	ids = ak_returned(0, 1, &isnull);
+	step->counts = DatumGetInt64(ak_returned(0, 2, NULL));
+	step->is_last = DatumGetBool(ak_returned(0, 3, NULL));
+	step->left = DatumGetInt64(ak_returned(0, 4, NULL));
 	if (isnull)
 		return;
 	ak_plan_by_index();
@@ -413,8 +393,7 @@ tidy_keys(void *arg)
 		elog(ERROR, "could not read apikeys.rollups");
 	step->rows = 0;
 	step->is_last = true;
-	args[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-							&isnull);
+	args[0] = ak_returned(0, 1, &isnull);
 	if (isnull)
 		return;
 	args[1] = TimestampTzGetDatum(ak_rollup_retention == 0 ? DT_NOBEGIN :

@@ -230,6 +230,14 @@ ak_uuidv7(pg_uuid_t *uuid)
 	out[8] = 0x80 | (out[8] & 0x3f);
 }
 
+/* As text, for messages and headers. */
+char *
+ak_uuid_text(const pg_uuid_t *uuid)
+{
+	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(uuid)));
+}
+
+/* apikeys.uuidv7() -> uuid */
 Datum
 apikeys_uuidv7(PG_FUNCTION_ARGS)
 {

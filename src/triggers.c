@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * triggers.c
- *	  Triggers that run often or that SQL cannot say, and the purge.
+ *	  Triggers that run often or that SQL cannot say.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,29 +11,22 @@
 #include "access/sysattr.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
-#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "replication/logicalworker.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
-#include "common/hashfn.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/inval.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 
 #include "apikeys.h"
 
 PG_FUNCTION_INFO_V1(apikeys_keys_before_write);
 PG_FUNCTION_INFO_V1(apikeys_burst_follows_amount);
 PG_FUNCTION_INFO_V1(apikeys_announce_change);
-PG_FUNCTION_INFO_V1(apikeys_in_purge);
 PG_FUNCTION_INFO_V1(apikeys_in_subscription);
-PG_FUNCTION_INFO_V1(apikey_purge);
-
-bool		ak_in_purge = false;
 
 /* ----- durable commits ----- */
 
@@ -107,8 +100,9 @@ apikeys_announce_change(PG_FUNCTION_ARGS)
 
 /* ----- keys ----- */
 
+/* A column of a row of apikeys.keys. */
 static Datum
-old_or_new(HeapTuple tuple, TupleDesc desc, AkKeyColumn column, bool *isnull)
+key_column(HeapTuple tuple, TupleDesc desc, AkKeyColumn column, bool *isnull)
 {
 	return heap_getattr(tuple, ak_catalog()->keys_attnum[column], desc, isnull);
 }
@@ -117,7 +111,7 @@ static void
 id_of(HeapTuple tuple, TupleDesc desc, AkKeyColumn column, char id[AK_ID_LEN])
 {
 	bool		isnull;
-	Datum		value = old_or_new(tuple, desc, column, &isnull);
+	Datum		value = key_column(tuple, desc, column, &isnull);
 
 	id[0] = '\0';
 	if (!isnull)
@@ -166,7 +160,7 @@ static void
 check_permissions(HeapTuple old, HeapTuple new, TupleDesc desc)
 {
 	bool		isnull;
-	Datum		value = old_or_new(new, desc, AK_KEY_PERMISSIONS, &isnull);
+	Datum		value = key_column(new, desc, AK_KEY_PERMISSIONS, &isnull);
 	ArrayType  *permissions;
 
 	if (isnull)
@@ -176,7 +170,7 @@ check_permissions(HeapTuple old, HeapTuple new, TupleDesc desc)
 	{
 		ArrayType  *before;
 
-		value = old_or_new(old, desc, AK_KEY_PERMISSIONS, &isnull);
+		value = key_column(old, desc, AK_KEY_PERMISSIONS, &isnull);
 		before = DatumGetArrayTypeP(value);
 		if (VARSIZE(before) == VARSIZE(permissions) &&
 			memcmp(before, permissions, VARSIZE(before)) == 0)
@@ -232,7 +226,7 @@ complete_new_key(HeapTuple tuple, TupleDesc desc)
 {
 	AkPlan		plan;
 	bool		isnull;
-	Datum		expires_at = old_or_new(tuple, desc, AK_KEY_EXPIRES_AT, &isnull);
+	Datum		expires_at = key_column(tuple, desc, AK_KEY_EXPIRES_AT, &isnull);
 
 	if (!isnull)
 		ak_check_expiry(DatumGetTimestampTz(expires_at));
@@ -274,7 +268,7 @@ check_lists(HeapTuple tuple, TupleDesc desc)
 	for (int i = 0; i < lengthof(lists); i++)
 	{
 		bool		isnull;
-		Datum		value = old_or_new(tuple, desc, lists[i].column, &isnull);
+		Datum		value = key_column(tuple, desc, lists[i].column, &isnull);
 
 		if (!isnull)
 			ak_check_dimensions(DatumGetArrayTypeP(value), lists[i].name);
@@ -286,12 +280,12 @@ static bool
 is_new(HeapTuple tuple, TupleDesc desc)
 {
 	bool		isnull;
-	Datum		created_at = old_or_new(tuple, desc, AK_KEY_CREATED_AT, &isnull);
+	Datum		created_at = key_column(tuple, desc, AK_KEY_CREATED_AT, &isnull);
 
 	if (isnull || DatumGetTimestampTz(created_at) !=
 		GetCurrentTransactionStartTimestamp())
 		return false;
-	(void) old_or_new(tuple, desc, AK_KEY_DELETED_AT, &isnull);
+	(void) key_column(tuple, desc, AK_KEY_DELETED_AT, &isnull);
 	return isnull;
 }
 
@@ -301,8 +295,8 @@ check_unchanged(HeapTuple old, HeapTuple new, TupleDesc desc,
 {
 	bool		old_null;
 	bool		new_null;
-	Datum		before = old_or_new(old, desc, column, &old_null);
-	Datum		after = old_or_new(new, desc, column, &new_null);
+	Datum		before = key_column(old, desc, column, &old_null);
+	Datum		after = key_column(new, desc, column, &new_null);
 	Form_pg_attribute att = TupleDescAttr(desc, ak_catalog()->keys_attnum[column] - 1);
 
 	if (old_null != new_null ||
@@ -325,8 +319,8 @@ changes_hands(HeapTuple old, HeapTuple new, TupleDesc desc)
 
 	id_of(old, desc, AK_KEY_USER_ID, before);
 	id_of(new, desc, AK_KEY_USER_ID, after);
-	(void) old_or_new(old, desc, AK_KEY_DELETED_AT, &was_live);
-	(void) old_or_new(new, desc, AK_KEY_DELETED_AT, &is_live);
+	(void) key_column(old, desc, AK_KEY_DELETED_AT, &was_live);
+	(void) key_column(new, desc, AK_KEY_DELETED_AT, &is_live);
 	return is_live && (!was_live || strcmp(before, after) != 0);
 }
 
@@ -420,15 +414,6 @@ apikeys_burst_follows_amount(PG_FUNCTION_ARGS)
 													 &burst, &value, &isnull));
 }
 
-/* ----- purge ----- */
-
-/* apikeys.in_purge(): the soft-delete triggers ask. */
-Datum
-apikeys_in_purge(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_BOOL(ak_in_purge);
-}
-
 /* ----- logical replication ----- */
 
 /*
@@ -445,114 +430,4 @@ Datum
 apikeys_in_subscription(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(IsLogicalWorker() && superuser_arg(GetSessionUserId()));
-}
-
-/* Deleted, and nothing refers to it any more. */
-#define UNUSED_USER \
-	" u.deleted_at <= now() - $1 AND u.id = ANY ($2)" \
-	" AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.user_id = u.id)"
-#define UNUSED_PLAN \
-	" p.deleted_at <= now() - $1" \
-	" AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.plan_id = p.id)" \
-	" AND NOT EXISTS (SELECT FROM apikeys.users u WHERE u.plan_id = p.id)" \
-	" AND NOT EXISTS (SELECT FROM apikeys.apis a WHERE a.default_plan_id = p.id)"
-
-/* What a purge is asked for: parameters of its statements. */
-typedef struct Purge
-{
-	Datum		older_than;
-	Datum		user_ids;
-} Purge;
-
-/*
- * Run a statement of the purge.  It sees what is committed by now, whatever the
- * transaction's snapshot: a key that was made meanwhile keeps its user and plan.
- */
-static int64
-purge_with(const Purge *purge, const char *query)
-{
-	Oid			types[] = {INTERVALOID, TEXTARRAYOID};
-	Datum		values[] = {purge->older_than, purge->user_ids};
-	SPIPlanPtr	plan = SPI_prepare(query, 2, types);
-
-	if (plan == NULL ||
-		SPI_execute_snapshot(plan, values, NULL, GetLatestSnapshot(),
-							 InvalidSnapshot, false, true, 0) < 0)
-		elog(ERROR, "could not purge");
-	return SPI_processed;
-}
-
-/*
- * Lock the deleted users who seem to have no keys, and whom nobody is giving one
- * (ak_user_hold), so that another look at their keys is good until the transaction
- * ends.  Returns their ids.
- */
-static Datum
-lock_deleted_users(const Purge *purge)
-{
-	bool		isnull;
-
-	(void) purge_with(purge, "SELECT coalesce(array_agg(l.id), $2)"
-					  " FROM (SELECT u.id FROM apikeys.users u"
-					  " WHERE u.deleted_at <= now() - $1"
-					  " AND NOT EXISTS (SELECT FROM apikeys.keys k WHERE k.user_id = u.id)"
-					  " FOR UPDATE SKIP LOCKED) l");
-	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-}
-
-/*
- * apikey_purge(older_than interval) -> bigint
- *
- * Remove for good the keys, users and plans that were deleted at least that
- * long ago; users and plans that something still refers to stay: without its
- * user's row, a key would be let in.  Their usage is removed by the worker,
- * within a day or so.  Returns how many keys, users and plans went.
- */
-Datum
-apikey_purge(PG_FUNCTION_ARGS)
-{
-	Purge		purge;
-	int64		removed = 0;
-
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("older_than must not be null")));
-	purge.older_than = PG_GETARG_DATUM(0);
-	purge.user_ids = PointerGetDatum(construct_empty_array(TEXTOID));
-	if (DatumGetBool(DirectFunctionCall2(interval_lt, purge.older_than,
-										 IntervalPGetDatum(palloc0(sizeof(Interval))))))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("older_than must not be negative")));
-
-	SPI_connect();
-	ak_in_purge = true;
-	PG_TRY();
-	{
-		(void) purge_with(&purge,
-						  "DELETE FROM apikeys.limits l USING apikeys.keys k"
-						  " WHERE l.key_id = k.id"
-						  " AND k.deleted_at <= now() - $1");
-		removed += purge_with(&purge, "DELETE FROM apikeys.keys"
-							  " WHERE deleted_at <= now() - $1");
-		purge.user_ids = lock_deleted_users(&purge);
-		(void) purge_with(&purge,
-						  "DELETE FROM apikeys.limits l USING apikeys.users u"
-						  " WHERE l.user_id = u.id AND" UNUSED_USER);
-		removed += purge_with(&purge, "DELETE FROM apikeys.users u"
-							  " WHERE" UNUSED_USER);
-		(void) purge_with(&purge,
-						  "DELETE FROM apikeys.limits l USING apikeys.plans p"
-						  " WHERE l.plan_id = p.id AND" UNUSED_PLAN);
-		removed += purge_with(&purge, "DELETE FROM apikeys.plans p"
-							  " WHERE" UNUSED_PLAN);
-	}
-	PG_FINALLY();
-	{
-		ak_in_purge = false;
-	}
-	PG_END_TRY();
-	SPI_finish();
-	PG_RETURN_INT64(removed);
 }

@@ -105,19 +105,12 @@ refuse_null(FunctionCallInfo fcinfo, const char *name)
 Datum
 apikey_usage(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *id;
 	AkKey		key;
 	AkSubject	subject;
 
 	refuse_null(fcinfo, "id");
-	id = PG_GETARG_UUID_P(0);
 	AcceptInvalidationMessages();
-	if (!ak_key_by_id(id, &key))
-		ereport(ERROR,
-				(errcode(ERRCODE_NO_DATA_FOUND),
-				 errmsg("key \"%s\" does not exist",
-						DatumGetCString(DirectFunctionCall1(uuid_out,
-															UUIDPGetDatum(id))))));
+	ak_key_must_exist(PG_GETARG_UUID_P(0), &key);
 	ak_subject_of_key(&key, &subject);
 	PG_RETURN_DATUM(report(fcinfo, &key, key.user_id, &subject));
 }

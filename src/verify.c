@@ -173,6 +173,20 @@ has_permissions(const AkKey *key, const char *expression)
 	return ak_permissions_hold(expression, &held);
 }
 
+/* A reservation takes its place before the charge: a full table refuses. */
+static void
+take_place(const Request *request, const AkCharge *charge)
+{
+	if (charge->nlimits > AK_HOLDS_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("the key has too many limits for a reservation"),
+				 errdetail("It has %d, and at most %d can be held at once.",
+						   charge->nlimits, AK_HOLDS_MAX)));
+	ak_reservation_prepare(request->reservation, request->now,
+						   request->deadline);
+}
+
 /*
  * Hold the request to its limits, and charge it.  A standby has no meter: what
  * is unlimited goes on there unmetered, a limit cannot be decided.
@@ -201,23 +215,19 @@ meter(const Request *request, Decision *d)
 		ak_meter_look(&d->charge);
 		return AK_VALID;
 	}
-	if (request->reservation != NULL && d->charge.nlimits > AK_HOLDS_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("the key has too many limits for a reservation"),
-				 errdetail("It has %d, and at most %d can be held at once.",
-						   d->charge.nlimits, AK_HOLDS_MAX)));
 	if (request->reservation != NULL)
-		ak_reservation_prepare(request->reservation, request->now,
-							   request->deadline);
+		take_place(request, &d->charge);
 	request->record->outcome = AK_VALID;
 	request->record->cost = d->charge.limits[0].cost;
 	d->charge.refundable = request->refund;
 	if (request->refund)
 		ak_refund_prepare(&d->charge);
 	outcome = ak_meter_charge(&d->charge, request->record);
-	if (request->refund && outcome == AK_VALID && !d->charge.repeated)
+	d->is_charged = outcome == AK_VALID && !d->charge.repeated;
+	if (request->refund && d->is_charged)
 		ak_refund_keep(&d->charge);
+	else if (request->refund)
+		ak_refund_drop();
 	return outcome;
 }
 
@@ -253,9 +263,7 @@ decide(const Request *request, Decision *d)
 	return meter(request, d);
 }
 
-/*
- * Remember what meter() has not: denials, and what needs no record.
- */
+/* Remember what the meter has not: denials, and what needs no record. */
 static void
 remember(const Request *request, const Decision *d)
 {
@@ -263,9 +271,8 @@ remember(const Request *request, const Decision *d)
 	bool		is_free = d->is_metered ? ak_charge_is_free(&d->charge) :
 		request->cost == 0;
 
-	if (d->outcome == AK_VALID && d->is_metered && !is_free &&
-		!d->charge.repeated)
-		return;					/* with the charge */
+	if (d->is_charged)
+		return;
 	request->record->outcome = d->outcome;
 	if (d->is_metered && d->charge.repeated)
 		request->record->cost = 0;
@@ -289,6 +296,7 @@ ak_decide(Request *request, Decision *decision)
 
 	decision->key_is_known = false;
 	decision->is_metered = false;
+	decision->is_charged = false;
 	decision->outcome = decide(request, decision);
 	remember(request, decision);
 }

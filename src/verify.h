@@ -9,6 +9,7 @@
 #define APIKEYS_VERIFY_H
 
 #include "apikeys.h"
+#include "reserve.h"
 
 /* Columns of apikeys.verification. */
 enum
@@ -65,6 +66,7 @@ typedef struct Decision
 	AkKey		key;
 	AkSubject	subject;
 	bool		is_metered;		/* charge is set */
+	bool		is_charged;		/* ... and made, and remembered with it */
 	AkCharge	charge;
 } Decision;
 

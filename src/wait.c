@@ -10,7 +10,9 @@
  *		ak_wait_end(&wait);
  *
  * No lock may be held.  The first call of ak_wait_once() only announces the
- * wait, so that the condition is looked at once more and no wake-up is lost.
+ * wait, so that the condition is looked at once more and no wake-up is lost.  A
+ * condition that may sleep for something else takes the announcement back before
+ * (ConditionVariableCancelSleep); the time goes on.
  *
  *-------------------------------------------------------------------------
  */

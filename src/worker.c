@@ -5,8 +5,8 @@
  *
  * Attaches to the database's slot, opens the meter, and then at every interval
  * makes counts and history durable and keeps the rollups, until it has been
- * idle for a while, the server stops, or somebody needs the database for
- * himself.  Before it leaves it closes the meter, so that nothing is admitted
+ * idle for a while, the server stops, or a command needs the database for
+ * itself.  Before it leaves it closes the meter, so that nothing is admitted
  * that nobody writes down; the next verification has a worker started and waits
  * for it.
  *

@@ -32,8 +32,12 @@ extern bool ak_worker_transaction(AkTransaction body, void *arg);
 extern bool ak_worker_durable_transaction(AkTransaction body, void *arg);
 extern void ak_worker_check_interrupts(void);
 extern bool ak_worker_is_orphaned(void);
+
+/* worker_sql.c */
 extern void ak_set_locally(const char *name, const char *value);
 extern void ak_plan_by_index(void);
+extern Datum ak_array_of(Oid type, Datum *values, int n, Oid *array_type);
+extern Datum ak_returned(uint64 row, int column, bool *isnull);
 
 /* worker_loop.c */
 typedef struct AkFlush AkFlush;

@@ -19,6 +19,7 @@
 #include "utils/guc.h"
 #include "utils/wait_event.h"
 
+#include "reserve.h"
 #include "worker.h"
 
 /*

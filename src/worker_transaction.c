@@ -135,27 +135,6 @@ ak_worker_check_interrupts(void)
 	RESUME_CANCEL_INTERRUPTS();
 }
 
-/* Set a parameter for the rest of the worker's transaction. */
-void
-ak_set_locally(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
-}
-
-/*
- * Plan the rest of the transaction by index, whatever the planner thinks of a
- * table's size: tables here grow faster than they are analyzed.
- */
-void
-ak_plan_by_index(void)
-{
-	ak_set_locally("enable_seqscan", "off");
-	ak_set_locally("enable_bitmapscan", "off");
-	ak_set_locally("enable_hashjoin", "off");
-	ak_set_locally("enable_mergejoin", "off");
-}
-
 /* The extension was dropped: nobody will ask for these counts. */
 bool
 ak_worker_is_orphaned(void)

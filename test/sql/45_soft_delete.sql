@@ -169,6 +169,32 @@ SELECT apikey_purge('0');
 SELECT id FROM apikeys.users WHERE id = 'soft-locked-out';
 SELECT id FROM apikeys.limits WHERE user_id = 'soft-locked-out';
 
+-- Columns that a DBA has added are kept, and computed.
+ALTER TABLE apikeys.keys ADD COLUMN gone int DEFAULT 7, ADD COLUMN note text DEFAULT 'none',
+    ADD COLUMN number int GENERATED ALWAYS AS IDENTITY,
+    ADD COLUMN "the team" text GENERATED ALWAYS AS (metadata ->> 'team') STORED;
+ALTER TABLE apikeys.plans ADD COLUMN upper_name text GENERATED ALWAYS AS (upper(name)) STORED;
+ALTER TABLE apikeys.users ADD COLUMN upper_name text GENERATED ALWAYS AS (upper(name)) STORED;
+ALTER TABLE apikeys.keys DROP COLUMN gone;
+SELECT id AS s11, api_key AS s11_key FROM apikey_create('s11', metadata => '{"team": "red"}') \gset
+SELECT count(*) FROM apikey_plan_create('Soft 2', plan_id => 'soft-2');
+SELECT count(*) FROM apikey_user_create('soft-2', 'Sam');
+UPDATE apikeys.keys SET note = 'kept' WHERE id = :'s11';
+SELECT to_jsonb(k) - '{deleted_at,updated_at,last_used_at}'::text[] AS before FROM apikeys.keys k WHERE id = :'s11' \gset
+SELECT code FROM apikey_verify(:'s11_key');
+DELETE FROM apikeys.keys WHERE id = :'s11' RETURNING note, "the team";
+DELETE FROM apikeys.plans WHERE id = 'soft-2' RETURNING upper_name;
+DELETE FROM apikeys.users WHERE id = 'soft-2' RETURNING upper_name;
+SELECT to_jsonb(k) - '{deleted_at,updated_at,last_used_at}'::text[] = :'before' AS else_unchanged,
+       deleted_at IS NOT NULL AS deleted, note, "the team"
+  FROM apikeys.keys k WHERE id = :'s11';
+SELECT code FROM apikey_verify(:'s11_key');
+SELECT upper_name FROM apikeys.plans WHERE id = 'soft-2' AND deleted_at IS NOT NULL
+ UNION ALL SELECT upper_name FROM apikeys.users WHERE id = 'soft-2' AND deleted_at IS NOT NULL;
+ALTER TABLE apikeys.keys DROP COLUMN note, DROP COLUMN number, DROP COLUMN "the team";
+ALTER TABLE apikeys.plans DROP COLUMN upper_name;
+ALTER TABLE apikeys.users DROP COLUMN upper_name;
+
 REVOKE ALL ON ALL TABLES IN SCHEMA apikeys FROM regress_dba;
 REVOKE ALL ON SCHEMA apikeys FROM regress_dba;
 REVOKE ALL ON PARAMETER session_replication_role FROM regress_dba;

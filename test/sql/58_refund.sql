@@ -64,6 +64,28 @@ BEGIN;
 SELECT code FROM apikey_verify(:'api_key', cost => 60, on_abort => 'refund');
 ROLLBACK;
 SELECT pg_temp.left_of(:'id') AS burst_quota;
+-- Nor is anything kept for it until the transaction ends.
+RESET ROLE;
+DO $$
+DECLARE
+    secret text := (SELECT api_key FROM pg_temp.secret);
+    used CONSTANT text := $q$SELECT sum(used_bytes) FROM pg_backend_memory_contexts WHERE name = 'TopMemoryContext'$q$;
+    before bigint;
+    after bigint;
+BEGIN
+    FOR n IN 1 .. 2000 LOOP
+        IF n = 100 THEN
+            EXECUTE used INTO before;
+        END IF;
+        PERFORM apikey_verify(secret, cost => 60, on_abort => 'refund');
+    END LOOP;
+    EXECUTE used INTO after;
+    IF after > before + 50000 THEN
+        RAISE '% bytes are kept', after - before;
+    END IF;
+END
+$$;
+SET ROLE regress_app;
 -- A prepared transaction could not give back: it is refused, and gives back.
 BEGIN;
 SELECT code FROM apikey_verify(:'api_key', cost => 13, on_abort => 'refund');

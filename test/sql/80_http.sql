@@ -77,6 +77,15 @@ BEGIN;
 SET LOCAL ROLE regress_web_anon;
 SELECT apikey_authenticate();
 ROLLBACK;
+-- What is no fault of the JSON is not blamed on it.
+BEGIN;
+SET LOCAL request.method = 'GET';
+SELECT set_config('request.headers', repeat('[', 100000), true) IS NOT NULL AS is_set;
+SET LOCAL ROLE regress_web_anon;
+\set VERBOSITY sqlstate
+SELECT apikey_authenticate();
+\set VERBOSITY default
+ROLLBACK;
 -- A path that passes without a key, and one that only looks so.
 SELECT test.request('{}', '/rpc/apikey_check');
 SELECT left(test.request('{}', '/rpc/apikey_check/'), 30);

@@ -83,6 +83,30 @@ is(answer(q(DELETE FROM apikeys.keys WHERE deleted_at IS NULL; SELECT apikey_pur
 is(answer('SELECT flush_failures, last_failure_message FROM apikeys.health'),
 	'0|', 'nothing has failed');
 
+# What a DBA has added to the history, its next partitions have too, and what the
+# DEFAULT partition caught moves there with it.
+my $last = answer(q(
+	SELECT max(inhrelid::regclass::text) FROM pg_inherits
+	 WHERE inhparent = 'apikeys.requests'::regclass AND inhrelid <> 'apikeys.requests_default'::regclass));
+my $noon = join('-', $last =~ /_(\d+)_(\d+)_(\d+)$/) . ' 12:00+00';
+answer(qq(
+	ALTER TABLE apikeys.requests ADD COLUMN gone int DEFAULT 7, ADD COLUMN region text NOT NULL DEFAULT 'north',
+		ADD COLUMN doubled bigint GENERATED ALWAYS AS (cost * 2) STORED,
+		ADD CONSTRAINT no_fortune CHECK (cost < 1000000000);
+	ALTER TABLE apikeys.requests DROP COLUMN gone;
+	BEGIN;
+	DROP TABLE $last;
+	INSERT INTO apikeys.requests (timestamp, key_id, status, code, cost, region)
+	VALUES ('$noon', '$id', 'allowed', 'VALID', 3, 'south');
+	COMMIT));
+ok($node->poll_query_until('postgres', "SELECT to_regclass('$last') IS NOT NULL"),
+	'a partition of a table that a DBA has changed is made');
+is(answer("SELECT region, doubled FROM $last"), 'south|6', 'and has what came before it');
+isnt($node->psql('postgres', "UPDATE $last SET cost = 2000000000"), 0, 'and its constraint');
+is(answer('SELECT flush_failures, last_failure_message FROM apikeys.health'),
+	'0|', 'and nothing has failed');
+answer('ALTER TABLE apikeys.requests DROP COLUMN doubled, DROP COLUMN region, DROP CONSTRAINT no_fortune');
+
 # Partitions are in a dump as ordinary tables.
 my $dump = $node->basedir . '/dump.sql';
 $node->command_ok([ 'pg_dump', '--no-sync', '-f', $dump, 'postgres' ], 'a dump');
