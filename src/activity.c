@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "access/parallel.h"
+#include "access/xact.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -42,6 +43,72 @@ report(const char *text, uint64 query_id)
 		pgstat_report_query_id(query_id, true);
 }
 
+/*
+ * The text of a client's message, debug_query_string.  All statements that it
+ * has share it: it is looked at once, not with each of them.
+ */
+typedef struct Message
+{
+	const char *text;
+	TimestampTz at;				/* messages may have their texts in one place */
+	bool		is_masked;		/* in place */
+	bool		is_unreported;	/* and that has changed it, which is to be told */
+	bool		is_copied;		/* a masked copy was told of */
+} Message;
+
+static Message message;
+
+static void
+look_at_message(void)
+{
+	TimestampTz at = GetCurrentStatementStartTimestamp();
+
+	if (message.text != debug_query_string || message.at != at)
+		message = (Message)
+	{
+		.text = debug_query_string,.at = at
+	};
+}
+
+/* Mask it where the server keeps it. */
+static void
+mask_message(void)
+{
+	look_at_message();
+	if (message.text == NULL || message.is_masked)
+		return;
+	message.is_masked = true;
+	if (ak_redact_statement(unconstify(char *, message.text)))
+		message.is_unreported = true;
+}
+
+static void
+report_message(uint64 query_id)
+{
+	message.is_unreported = false;
+	report(message.text, query_id);
+}
+
+/* Report it masked, and leave it as it is. */
+static void
+report_copy(uint64 query_id)
+{
+	char	   *copy;
+
+	look_at_message();
+	if (message.is_unreported)
+		report_message(query_id);
+	if (message.text == NULL || message.is_masked || message.is_copied)
+		return;
+	message.is_copied = true;
+	if (strchr(message.text, '_') == NULL)
+		return;
+	copy = pstrdup(message.text);
+	if (ak_redact_statement(copy))
+		report(copy, query_id);
+	pfree(copy);
+}
+
 /* DDL, as log_statement understands it, but for what runs a query. */
 static bool
 defines_something(Node *utility)
@@ -59,25 +126,15 @@ static void
 conceal(Node *utility, const char *text, uint64 query_id)
 {
 	if (defines_something(utility))
-	{
-		char	   *copy;
-
-		if (debug_query_string == NULL || strchr(debug_query_string, '_') == NULL)
-			return;
-		copy = pstrdup(debug_query_string);
-		if (ak_redact_statement(copy))
-			report(copy, query_id);
-		pfree(copy);
-	}
+		report_copy(query_id);
 	else
 	{
-		bool		changed = ak_redact_statement(unconstify(char *, text));
+		bool		changed = text != debug_query_string &&
+			ak_redact_statement(unconstify(char *, text));
 
-		if (debug_query_string != NULL && debug_query_string != text &&
-			ak_redact_statement(unconstify(char *, debug_query_string)))
-			changed = true;
-		if (changed && debug_query_string != NULL)
-			report(debug_query_string, query_id);
+		mask_message();
+		if (message.text != NULL && (changed || message.is_unreported))
+			report_message(query_id);
 	}
 }
 
@@ -88,10 +145,10 @@ conceal(Node *utility, const char *text, uint64 query_id)
 void
 ak_redact_own_statement(bool report_it)
 {
-	if (debug_query_string != NULL &&
-		ak_redact_statement(unconstify(char *, debug_query_string)) &&
-		report_it && MyProcPort != NULL && CritSectionCount == 0)
-		report(debug_query_string, 0);
+	mask_message();
+	if (message.is_unreported && report_it && MyProcPort != NULL &&
+		CritSectionCount == 0)
+		report_message(0);
 }
 
 static void
@@ -132,7 +189,7 @@ ak_redact_utility(const PlannedStmt *statement, const char *text)
 {
 	char	   *copy;
 
-	if (!ak_redact_log || text == NULL || strchr(text, '_') == NULL)
+	if (!ak_redact_log || text == NULL)
 		return text;
 	if (text == debug_query_string ||
 		(ActivePortal != NULL && text == ActivePortal->sourceText))
@@ -140,7 +197,7 @@ ak_redact_utility(const PlannedStmt *statement, const char *text)
 		conceal(statement->utilityStmt, text, statement->queryId);
 		return text;
 	}
-	if (defines_something(statement->utilityStmt))
+	if (defines_something(statement->utilityStmt) || strchr(text, '_') == NULL)
 		return text;
 	/* A procedure may end the transaction meanwhile. */
 	copy = MemoryContextStrdup(PortalContext ? PortalContext :

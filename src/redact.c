@@ -148,7 +148,8 @@ is_cut_name(const char *text, const Run *run)
 
 	if (run->length < NAMEDATALEN - 1 - (AK_PREFIX_MAX + 1))
 		return false;			/* the longest prefix leaves more of a secret */
-	while (name > text && (ak_is_base62(name[-1]) || name[-1] == '_'))
+	while (name > text && run->end - name < NAMEDATALEN &&
+		   (ak_is_base62(name[-1]) || name[-1] == '_'))
 		name--;
 	return run->end - name == NAMEDATALEN - 1;
 }
@@ -290,6 +291,18 @@ redact_constants(char *text)
 	}
 }
 
+/*
+ * Where auto_explain shows parameters, it may have cut them.
+ */
+static void
+redact_message(char *text)
+{
+	const char *begin = "duration: ";
+
+	redact(text, text != NULL && strncmp(text, begin, strlen(begin)) == 0 ?
+		   CUT_BY_DOTS : 0);
+}
+
 static void
 redact_detail(char *text)
 {
@@ -312,7 +325,7 @@ emit_log(ErrorData *edata)
 {
 	if (ak_redact_log)
 	{
-		redact(edata->message, 0);
+		redact_message(edata->message);
 		redact_detail(edata->detail);
 		redact_detail(edata->detail_log);
 		redact(edata->hint, 0);

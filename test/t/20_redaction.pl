@@ -307,7 +307,8 @@ foreach my $name (sort keys %cut)
 	foreach my $length (3 .. 10, 25, 41, 45, 70)
 	{
 		my $options = "-c log_parameter_max_length=$length"
-		  . " -c log_parameter_max_length_on_error=$length";
+		  . " -c log_parameter_max_length_on_error=$length"
+		  . ($has{auto_explain} && $version >= 160000 ? " -c auto_explain.log_parameter_max_length=$length" : '');
 		call($options, 'extended', 'SELECT code FROM apikey_verify(:key)', $cut{$name});
 		call($options, 'extended', 'SELECT code FROM apikey_verify(:key, cost => -1)', $cut{$name});
 		call($options, 'extended', 'SELECT int4(:key)', $cut{$name});
@@ -367,6 +368,8 @@ my %running = (
 	'CALL' => "CALL wait_for('$secret{ak}')",
 	'DO' => "DO \$\$ BEGIN PERFORM code FROM apikey_verify('$secret{ak}'), $wait; END \$\$",
 	'EXPLAIN' => "EXPLAIN ANALYZE SELECT $wait, code FROM apikey_verify('$secret{ak}')",
+	'a query with a warning' => "SET standard_conforming_strings = off;\n"
+	  . "SELECT 'a\\\\b', $wait, code FROM apikey_verify('$secret{ak}')",
 	'CREATE TABLE AS' => "CREATE TEMP TABLE w AS SELECT code FROM apikey_verify('$secret{ak}'), $wait",
 	'a definition' => "CREATE VIEW v AS SELECT code FROM apikey_verify('$secret{ak}')");
 $node->safe_psql(
@@ -410,6 +413,25 @@ foreach my $what (sort keys %running)
 	$node->safe_psql('postgres', 'DROP FUNCTION wait_in_worker');
 }
 logged('a parallel worker');
+
+# Nobody is kept waiting: the time goes with the length of a text, whatever is in
+# it, and however many statements share it. (It took a minute and more.)
+{
+	my $file = "$dir/long.sql";
+	append_to_file($file, 'SELECT length(\'' . ('a' x 31 . '_') x 16_000 . "');\n");
+	my $many = "SELECT 1 AS \"some_name\", 'other_value' WHERE false;" x 8_000;
+	append_to_file("$dir/many.sql", $many =~ s/;/\\;/gr . "\n;\n");
+	local $ENV{PGOPTIONS} = join ' ', map { "-c $_" } 'log_statement=none', 'log_duration=off',
+	  'log_min_duration_statement=-1', 'debug_print_parse=off', 'debug_print_rewritten=off', 'debug_print_plan=off',
+	  ($has{auto_explain} ? 'auto_explain.log_min_duration=-1' : ());
+	foreach my $name ('long', 'many')
+	{
+		my $begin = time;
+		$node->command_ok([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('postgres'), '-f', "$dir/$name.sql" ],
+			"a text that is long ($name)");
+		cmp_ok(time - $begin, '<', 25, 'does not take long');
+	}
+}
 
 # With the identifier of the query as it was.
 is( $node->safe_psql(
