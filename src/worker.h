@@ -34,6 +34,7 @@ extern void ak_worker_check_interrupts(void);
 extern bool ak_worker_is_orphaned(void);
 
 /* worker_sql.c */
+extern void ak_run(const char *query);
 extern void ak_set_locally(const char *name, const char *value);
 extern void ak_plan_by_index(void);
 extern Datum ak_array_of(Oid type, Datum *values, int n, Oid *array_type);
@@ -87,8 +88,21 @@ extern void ak_rollup_close(AkDatabase *db);
 extern void ak_rollup_visit(AkDatabase *db);
 
 /* maintain.c */
+typedef enum AkStepResult
+{
+	AK_STEP_FAILED,				/* the error is in the server log; next round */
+	AK_STEP_AGAIN,				/* there is more of the same to do */
+	AK_STEP_DONE
+} AkStepResult;
+
 extern void ak_maintain_begin(bool flushed);
+extern AkStepResult ak_maintain_run(AkTransaction body, void *arg, const bool *again);
 extern bool ak_maintain_step(void);
+
+/* partitions.c */
+extern void ak_partitions_begin(void);
+extern AkStepResult ak_partition_step(void);
+extern AkStepResult ak_retention_step(void);
 
 /* last_used.c */
 extern void ak_note_use(const pg_uuid_t *key_id, TimestampTz at);

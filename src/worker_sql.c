@@ -18,6 +18,14 @@
 
 #include "worker.h"
 
+/* Run a statement that has no parameters. */
+void
+ak_run(const char *query)
+{
+	if (SPI_execute(query, false, 0) < 0)
+		elog(ERROR, "could not execute: %s", query);
+}
+
 /* Set a parameter for the rest of the worker's transaction. */
 void
 ak_set_locally(const char *name, const char *value)
