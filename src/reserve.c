@@ -347,6 +347,9 @@ claim_to_settle(AkDatabase *db, const AkReservationKey *key, int64 actual_cost,
 		refuse_settlement(&key->id, r == NULL ? NULL : claimed, actual_cost);
 }
 
+/* For how long at least it is known that a reservation was released. */
+#define RELEASED_TIME (60 * USECS_PER_SEC)
+
 /* The end of a claim: settled, released, or held as before. */
 void
 ak_reservation_end_claim(AkDatabase *db, const AkReservation *claimed,
@@ -361,9 +364,10 @@ ak_reservation_end_claim(AkDatabase *db, const AkReservation *claimed,
 	else if (r != NULL)
 		ak_reservation_end(r, state);
 
-	/* Remembered for as long again, so that it is told why. */
+	/* Remembered for as long again, so that who comes late is told why. */
 	if (r != NULL && state == AK_ENDED_RELEASED)
-		r->deadline = GetCurrentTimestamp() + (r->deadline - r->charged_at);
+		r->deadline = GetCurrentTimestamp() +
+			Max(r->deadline - r->charged_at, RELEASED_TIME);
 	LWLockRelease(ak_shared->reservations);
 }
 

@@ -75,7 +75,7 @@ SELECT code, current_usage, remaining FROM apikey_verify(:'api_key', cost => 20,
 SELECT api_key, id FROM apikey_create('bad', plan_id => 'reserved') \gset
 SELECT reservation_id AS held FROM apikey_reserve(:'api_key', 5) \gset
 SELECT replace(test.refusal(format('SELECT apikey_settle(%L, 1)', :'none')), :'none', 'settled') AS refusal;
-CALL test.until(format('test.refusal(%L) LIKE ''P0002%%''', format('SELECT apikey_settle(%L, 1)', :'late')));
+-- The first was given back, the second may not have been.
 SELECT replace(test.refusal(format('SELECT apikey_settle(%L, 1)', :'late')), :'late', 'late') AS refusal;
 SELECT reservation_id AS late FROM apikey_reserve((SELECT api_key FROM apikey_create('late')), 5, '1 microsecond') \gset
 SELECT replace(test.refusal(format('SELECT apikey_settle(%L, 1)', :'late')), :'late', 'late') AS refusal;
