@@ -26,7 +26,8 @@ SELECT s.subject, s.subject_id, k.id AS key_id,
   LEFT JOIN apikeys.apis a ON a.id = k.api_id
   LEFT JOIN apikeys.plans p ON p.id = CASE s.subject
             WHEN 'user' THEN o.plan_id
-            ELSE coalesce(k.plan_id, a.default_plan_id) END
+            -- A user's plan stands in for the api's, and counts for the user.
+            ELSE coalesce(k.plan_id, CASE WHEN ku.plan_id IS NULL THEN a.default_plan_id END) END
  CROSS JOIN LATERAL apikeys.count_of(s.subject_id, s.subject, s.period, s.period_start,
             CASE WHEN p.request_period = s.period THEN p.max_requests END) c;
 COMMENT ON VIEW apikeys.live_usage IS 'Usage of every key or user by period, read from the meter where it is there';
