@@ -692,10 +692,10 @@ class Run:
             if cu != n and (subject == 'user' or sid in T['keys']): self.fail('live usage', r, n)
             if subject == 'key' and sid in T['keys']:
                 k = T['keys'][sid]; sub = subject_of(T, k)
-                if sub['kind'] == 'key':
-                    wl = sub['plan']['max'] if sub['plan'] and sub['plan']['period'] == period else None
-                    wr = None if wl is None else max(wl - n, 0)
-                    if (lim, rem) != (wl, wr): self.fail('live limit', r, (wl, wr))
+                plan = sub['plan'] if sub['kind'] == 'key' else None
+                wl = plan['max'] if plan and plan['period'] == period else None
+                want = (sub['plan_id'] if plan else None, wl, None if wl is None else max(wl - n, 0))
+                if (plan_id, lim, rem) != want: self.fail('live limit', r, want)
             elif subject == 'user':
                 u = next((u for u in T['users'].values() if u['subject'] == sid), None)
                 if u:

@@ -96,16 +96,17 @@ SELECT l.subject, l.key_id, l.user_id, l.plan_id, l.current_usage, l."limit", l.
 
 -- What a key counted for itself before its user had a plan is held to none any
 -- more, and consumed under none.
-INSERT INTO apikeys.apis (id, default_plan_id) SELECT 'usage-api', p.id
-  FROM apikey_plan_create('Usage default', 10, 'year', 'usage-default') p;
-SELECT id AS late, api_key AS late_key FROM apikey_create('late', 'ulla', api_id => 'usage-api') \gset
+UPDATE apikeys.apis a SET default_plan_id = p.id
+  FROM apikey_plan_create('Usage default', 10, 'year', 'usage-default') p WHERE a.id = 'default';
+SELECT id AS late, api_key AS late_key FROM apikey_create('late', 'usage-late') \gset
 SELECT code, current_usage, remaining FROM apikey_verify(:'late_key', cost => 4);
 SELECT plan_id, current_usage, "limit", remaining FROM apikeys.live_usage WHERE key_id = :'late';
 SELECT keys, users, current_usage FROM apikey_plan_usage('usage-default');
-SELECT plan_id FROM apikey_user_create('ulla', plan_id => (SELECT id FROM apikey_plan_create('Usage late', 5, 'year', 'usage-late')));
+SELECT plan_id FROM apikey_user_create('usage-late', plan_id => (SELECT id FROM apikey_plan_create('Usage late', 5, 'year', 'usage-late')));
 SELECT code, current_usage, remaining FROM apikey_verify(:'late_key');
 SELECT plan_id, current_usage, "limit", remaining FROM apikeys.live_usage WHERE key_id = :'late';
 SELECT keys, users, current_usage FROM apikey_plan_usage('usage-default');
+UPDATE apikeys.apis SET default_plan_id = NULL WHERE id = 'default';
 SELECT keys, users, current_usage FROM apikey_plan_usage('usage-late');
 
 -- In the end the table holds the exact counts.
