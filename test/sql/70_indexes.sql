@@ -58,7 +58,7 @@ SELECT l AS list, s.*
     LATERAL test.scanned('apikeys.users', l) s
  ORDER BY n;
 -- The helper can tell: this one reads the whole table.
-SELECT s.* FROM test.scanned('apikeys.keys', $$apikeys.keys WHERE name = 'k7' AND api_id LIKE 'indexes%'$$) s;
+SELECT s.* FROM test.scanned('apikeys.keys', $$apikeys.keys WHERE name = 'k7' AND lower(api_id) LIKE 'indexes%'$$) s;
 DROP FUNCTION test.scanned, test.scans;
 DELETE FROM apikeys.keys WHERE api_id LIKE 'indexes%';
 DELETE FROM apikeys.users WHERE id LIKE 'indexes %';

@@ -84,7 +84,9 @@ is(answer('SELECT flush_failures, last_failure_message FROM apikeys.health'),
 	'0|', 'nothing has failed');
 
 # What a DBA has added to the history, its next partitions have too, and what the
-# DEFAULT partition caught moves there with it.
+# DEFAULT partition caught moves there with it. (A generated column cannot be
+# published with a replica identity that is full.)
+answer('DROP PUBLICATION of_all; DROP PUBLICATION of_schema');
 my $last = answer(q(
 	SELECT max(inhrelid::regclass::text) FROM pg_inherits
 	 WHERE inhparent = 'apikeys.requests'::regclass AND inhrelid <> 'apikeys.requests_default'::regclass));
@@ -105,7 +107,10 @@ is(answer("SELECT region, doubled FROM $last"), 'south|6', 'and has what came be
 isnt($node->psql('postgres', "UPDATE $last SET cost = 2000000000"), 0, 'and its constraint');
 is(answer('SELECT flush_failures, last_failure_message FROM apikeys.health'),
 	'0|', 'and nothing has failed');
-answer('ALTER TABLE apikeys.requests DROP COLUMN doubled, DROP COLUMN region, DROP CONSTRAINT no_fortune');
+answer(q(
+	ALTER TABLE apikeys.requests DROP COLUMN doubled, DROP COLUMN region, DROP CONSTRAINT no_fortune;
+	CREATE PUBLICATION of_all FOR ALL TABLES;
+	CREATE PUBLICATION of_schema FOR TABLES IN SCHEMA apikeys));
 
 # Partitions are in a dump as ordinary tables.
 my $dump = $node->basedir . '/dump.sql';
