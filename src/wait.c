@@ -66,23 +66,36 @@ ak_wait_end(AkWait *wait)
 	wait->prepared = false;
 }
 
-/* A decision that cannot be made is an error, never a yes. */
+/*
+ * A decision that cannot be made is an error, never a yes.  Nothing is locked to
+ * find out who is missing: it says where to look.
+ */
 void
 ak_wait_failed(AkWait *wait)
 {
-	bool		attached = wait->db->worker != NULL;
+	const char *detail;
+	const char *hint;
 
 	ak_wait_end(wait);
+	if (wait->db->worker != NULL)
+	{
+		detail = "The apikeys worker of this database did not make room in time.";
+		hint = "See the server log for errors of the worker; \"apikeys.max_tracked_keys\" may be too small.";
+	}
+	else if (ak_shared->launcher != NULL)
+	{
+		detail = "No apikeys worker is attached to this database.";
+		hint = "See the server log; \"max_worker_processes\" may be too small, or the database does not accept connections.";
+	}
+	else
+	{
+		detail = "The apikeys launcher, which starts workers, is not running.";
+		hint = "\"max_worker_processes\" was too small when the server was started; raise it and restart.";
+	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 			 errmsg("the meter could not admit the request within %d ms",
 					wait->timeout_ms),
-			 attached ?
-			 errdetail("The apikeys worker of this database did not make room in time.") :
-			 errdetail("No apikeys worker is attached to this database."),
-			 attached ?
-			 errhint("See the server log for errors of the worker; \"%s\" may be too small.",
-					 "apikeys.max_tracked_keys") :
-			 errhint("See the server log; \"%s\" may be too small.",
-					 "max_worker_processes")));
+			 errdetail_internal("%s", detail),
+			 errhint("%s", hint)));
 }

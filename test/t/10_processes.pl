@@ -97,6 +97,26 @@ $node->start;
 is(usage($node, 'postgres', $id), '2', 'and knows what was admitted');
 is(verify_times($node, 'postgres', $secret, 20),
 	8, 'no more and no less is left');
+$node->stop;
+
+# ----- No room for the launcher -----
+
+$node->append_conf('postgresql.conf', "max_worker_processes = 0\napikeys.meter_timeout = '100ms'");
+$node->start;
+(undef, undef, $stderr) = $node->psql('postgres', "SELECT code FROM apikey_verify('$secret')");
+like($stderr, qr/launcher, which starts workers, is not running.*max_worker_processes/s,
+	'where there is no launcher the error says so');
+$node->stop;
+
+# ----- A database that lets no worker in -----
+
+$node->append_conf('postgresql.conf', "max_worker_processes = 8\napikeys.meter_timeout = '1s'");
+$node->start;
+(undef, undef, $stderr) = $node->psql('postgres', qq(
+	UPDATE pg_database SET datallowconn = false WHERE datname = 'postgres';
+	SELECT code FROM apikey_verify('$secret')));
+like($stderr, qr/No apikeys worker is attached.*does not accept connections/s,
+	'and where the database admits no worker');
 
 $node->stop;
 done_testing();
