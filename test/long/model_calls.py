@@ -220,7 +220,7 @@ class Run:
             time.sleep(0.002)
         for r in due:
             settle(self.M, r['held'], 0, self.now)
-            r['state'] = 'released'; r['until'] = self.now + (r['deadline'] - r['at'])
+            r['state'] = 'released'; r['until'] = self.now + max(r['deadline'] - r['at'], 60_000_000)
             self.M.history.append(dict(ts=self.now, key=r['key'], code='RELEASED', status='allowed', cost=-r['cost'], endpoint=None))
     def op_plan(self, s, id, kind, v):
         if not self.can_write(s): return
