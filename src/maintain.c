@@ -96,14 +96,14 @@ clear_addresses(void *arg)
 
 	/* What was in the history then has been cleared: a few days will do. */
 	ak_run("UPDATE apikeys.requests SET ip_address = NULL"
-		" WHERE key_id = ANY (ARRAY(SELECT e.key_id FROM apikeys.erasures e))"
-		" AND \"timestamp\" >= (SELECT min(e.erased_at) FROM apikeys.erasures e) - interval '7 days'"
-		" AND ip_address IS NOT NULL");
+		   " WHERE key_id = ANY (ARRAY(SELECT e.key_id FROM apikeys.erasures e))"
+		   " AND \"timestamp\" >= (SELECT min(e.erased_at) FROM apikeys.erasures e) - interval '7 days'"
+		   " AND ip_address IS NOT NULL");
 	if (flushed)
 		ak_run("DELETE FROM apikeys.erasures"
-			" WHERE noticed_at < now() - interval '1 hour'");
+			   " WHERE noticed_at < now() - interval '1 hour'");
 	ak_run("UPDATE apikeys.erasures SET noticed_at = now()"
-		" WHERE noticed_at IS NULL");
+		   " WHERE noticed_at IS NULL");
 }
 
 static AkStepResult

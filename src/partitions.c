@@ -142,7 +142,7 @@ revoke_defaults(const char *partition)
 	grantees = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	if (grantees != NULL)
 		ak_run(psprintf("REVOKE ALL ON apikeys.%s FROM %s CASCADE", partition,
-					 grantees));
+						grantees));
 }
 
 /*

@@ -49,18 +49,23 @@ finish(Refundable *refundable, bool give_back)
 		ConditionVariableBroadcast(&db->changed);
 }
 
+/* Finish the one that was noted last, and forget it. */
+static void
+finish_last(bool give_back)
+{
+	Refundable *done = refundables;
+
+	refundables = done->next;
+	finish(done, give_back);
+	pfree(done);
+}
+
 /* Finish all that was made at this level or deeper. */
 static void
 finish_from(int level, bool give_back)
 {
 	while (refundables != NULL && refundables->level >= level)
-	{
-		Refundable *done = refundables;
-
-		refundables = done->next;
-		finish(done, give_back);
-		pfree(done);
-	}
+		finish_last(give_back);
 }
 
 static void
@@ -141,9 +146,5 @@ ak_refund_keep(const AkCharge *charge)
 void
 ak_refund_drop(void)
 {
-	Refundable *dropped = refundables;
-
-	refundables = dropped->next;
-	finish(dropped, false);
-	pfree(dropped);
+	finish_last(false);
 }

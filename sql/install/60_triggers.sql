@@ -252,7 +252,7 @@ COMMENT ON TRIGGER announce_change ON apikeys.roles IS 'Makes the change durable
 -- before RI_, so that the foreign keys (NO ACTION) find the row in its place.
 -- It runs with its owner's rights: who may DELETE need not be granted INSERT.
 -- The whole row is put back, with the columns that a DBA has added. Where some of
--- them take no value the others are named, which takes three times as long.
+-- them take no value the others are named, which takes longer.
 
 CREATE FUNCTION apikeys.soft_delete() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER

@@ -108,6 +108,21 @@ is(verify($node, 'postgres', $one), 'RATE_LIMITED', 'which goes on to be so');
 is( $node->safe_psql('postgres', 'SELECT count(*) FROM apikeys.rate_marks'),
 	'0', 'their marks are taken back');
 
+# Marks that a dump brings while the meter is open, of before, give nothing back,
+# and do not keep it from closing.
+$node->safe_psql('postgres', q(
+	SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
+	 WHERE backend_type = 'apikeys worker'));
+ok($node->poll_query_until('postgres', 'SELECT count(*) > 0 FROM apikeys.rate_marks'),
+	'the worker has left the marks behind');
+$node->safe_psql('postgres', 'CREATE TABLE marks AS SELECT * FROM apikeys.rate_marks');
+is(verify($node, 'postgres', $one), 'RATE_LIMITED', 'another one has taken them');
+$node->safe_psql('postgres', q(
+	INSERT INTO apikeys.rate_marks SELECT subject_id, is_user, name_hash, 0 FROM marks));
+$node->restart;
+is(remaining($own_id), $after, 'and others that are loaded meanwhile do not count');
+$node->safe_psql('postgres', 'DROP TABLE marks');
+
 # ----- After a crash a rate is used up, unless it came later -----
 
 
