@@ -5,6 +5,7 @@ EXTENSION = apikeys
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/apikeys.control)
 
 MODULE_big = apikeys
+SHLIB_LINK = $(filter -lcrypto,$(LIBS))
 OBJS = $(patsubst $(srcdir)/%.c,%.o,$(sort $(wildcard $(srcdir)/src/*.c)))
 
 INSTALL_SQL = $(sort $(wildcard $(srcdir)/sql/install/*.sql))

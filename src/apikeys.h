@@ -130,6 +130,8 @@ extern void ak_activity_install(void);
 /* ----- function_scan.c ----- */
 
 extern void ak_function_scan_install(void);
+extern bool ak_hand_over_row(FunctionCallInfo fcinfo, int ncolumns,
+							 const Datum *values, const bool *nulls);
 
 /* ----- load_dump.c ----- */
 

@@ -178,6 +178,8 @@ typedef enum AkChange
 extern void ak_meter_key(MeterKey *key, const AkCatalog *catalog,
 						 const pg_uuid_t *subject_id, bool is_user,
 						 uint8 period, TimestampTz period_start);
+extern void ak_meter_expect_bucket(const pg_uuid_t *key_id);
+extern void ak_meter_expect_entry(const pg_uuid_t *key_id);
 extern AkOutcome ak_meter_charge(AkCharge *charge, AkRecord *record);
 extern int64 ak_meter_step(const MeterEntry *entry);
 extern int64 ak_meter_headroom(const MeterKey *key, int64 limit);

@@ -33,8 +33,12 @@
 #if PG_VERSION_NUM >= 160000
 #define ak_owns_database(dboid, role) \
 	object_ownercheck(DatabaseRelationId, dboid, role)
+#define ak_may_execute(function, role) \
+	object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE)
 #else
 #define ak_owns_database(dboid, role) pg_database_ownercheck(dboid, role)
+#define ak_may_execute(function, role) \
+	pg_proc_aclcheck(function, role, ACL_EXECUTE)
 #endif
 
 /* 16 tells who may set a role from who inherits it. */

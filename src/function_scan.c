@@ -8,7 +8,8 @@
  * back.  For one row that takes longer than the decision.  So the planner is
  * given another node for a function of this library that returns one row: it
  * calls the function, and takes those columns from its result that the query
- * asks for.
+ * asks for.  A function that is called often hands over its columns as they
+ * are; of others the result is a tuple, as for any caller.
  *
  * It behaves as a Function Scan does: the function is called when the first row
  * is fetched, and again only if the parameters that it depends on have changed.
@@ -19,10 +20,12 @@
 
 #include "access/htup_details.h"
 #include "access/sysattr.h"
+#include "catalog/objectaccess.h"
 #include "catalog/pg_language.h"
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "funcapi.h"
+#include "miscadmin.h"
 #include "nodes/extensible.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
@@ -33,6 +36,8 @@
 #include "optimizer/restrictinfo.h"
 #include "optimizer/tlist.h"
 #include "parser/parsetree.h"
+#include "pgstat.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -43,11 +48,13 @@
 typedef struct CallScanState
 {
 	CustomScanState scan;
-	ExprState  *call;
+	FmgrInfo	function;
+	FunctionCallInfo call;
+	ExprState **args;			/* NULL where it is a constant */
 	ExprContext *context;		/* of the call: holds its result */
 	Bitmapset  *params;			/* that the call depends on */
 	int			nresults;		/* columns of the function's result */
-	Datum	   *values;
+	Datum	   *values;			/* NULL until the function hands them over */
 	bool	   *nulls;
 	AttrNumber *columns;		/* of the result, for each of the slot's */
 	bool		is_called;
@@ -55,6 +62,8 @@ typedef struct CallScanState
 } CallScanState;
 
 static Node *create_state(CustomScan *scan);
+
+static const CustomExecMethods exec_methods;
 
 static const CustomScanMethods scan_methods = {
 	.CustomName = "apikeys function",
@@ -200,57 +209,141 @@ collect_params(Node *node, Bitmapset **params)
 	return expression_tree_walker(node, collect_params, params);
 }
 
+/* As an expression that calls it: its right is checked once a statement. */
+static void
+init_call(CallScanState *state, FuncExpr *call, PlanState *parent)
+{
+	int			nargs = list_length(call->args);
+	AclResult	may_execute = ak_may_execute(call->funcid, GetUserId());
+	ListCell   *lc;
+
+	if (may_execute != ACLCHECK_OK)
+		aclcheck_error(may_execute, OBJECT_FUNCTION,
+					   get_func_name(call->funcid));
+	InvokeFunctionExecuteHook(call->funcid);
+	fmgr_info(call->funcid, &state->function);
+	fmgr_info_set_expr((Node *) call, &state->function);
+
+	state->call = palloc0(SizeForFunctionCallInfo(nargs));
+	InitFunctionCallInfoData(*state->call, &state->function, nargs,
+							 call->inputcollid, (Node *) state, NULL);
+	state->args = palloc0(nargs * sizeof(ExprState *));
+	foreach(lc, call->args)
+	{
+		int			arg = foreach_current_index(lc);
+		Const	   *constant = lfirst(lc);
+
+		if (IsA(constant, Const))
+		{
+			state->call->args[arg].value = constant->constvalue;
+			state->call->args[arg].isnull = constant->constisnull;
+		}
+		else
+			state->args[arg] = ExecInitExpr(lfirst(lc), parent);
+	}
+}
+
 static void
 begin_scan(CustomScanState *node, EState *estate, int eflags)
 {
 	CallScanState *state = (CallScanState *) node;
 	CustomScan *scan = (CustomScan *) node->ss.ps.plan;
-	Expr	   *call = linitial(scan->custom_exprs);
+	FuncExpr   *call = linitial_node(FuncExpr, scan->custom_exprs);
 	ListCell   *lc;
 	int			n = 0;
 
-	state->call = ExecInitExpr(call, &node->ss.ps);
+	init_call(state, call, &node->ss.ps);
 	state->context = CreateExprContext(estate);
-	collect_params((Node *) call, &state->params);
+	if (!bms_is_empty(scan->scan.plan.allParam))
+		collect_params((Node *) call->args, &state->params);
 	state->columns = palloc(list_length(scan->custom_scan_tlist) *
 							sizeof(AttrNumber));
 	foreach(lc, scan->custom_scan_tlist)
 		state->columns[n++] = ((Var *) lfirst_node(TargetEntry, lc)->expr)->varattno;
 }
 
-/* Call the function; its result is kept until the next call. */
-static void
-call_function(CallScanState *state)
+/* Whether the function is to be called: a strict one is not for a null. */
+static bool
+evaluate_args(CallScanState *state)
 {
-	MemoryContext caller;
-	Datum		result;
-	bool		isnull;
-	HeapTupleHeader row;
-	TupleDesc	desc;
-	HeapTupleData tuple;
+	FunctionCallInfo call = state->call;
+	bool		any_null = false;
 
-	ResetExprContext(state->context);
-	result = ExecEvalExprSwitchContext(state->call, state->context, &isnull);
-	state->is_called = true;
-	if (isnull)
+	for (int i = 0; i < call->nargs; i++)
 	{
-		state->nresults = 0;	/* all columns are null */
-		return;
+		if (state->args[i] != NULL)
+			call->args[i].value = ExecEvalExpr(state->args[i], state->context,
+											   &call->args[i].isnull);
+		any_null |= call->args[i].isnull;
 	}
-	caller = MemoryContextSwitchTo(state->context->ecxt_per_tuple_memory);
-	row = DatumGetHeapTupleHeader(result);
-	desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
-								  HeapTupleHeaderGetTypMod(row));
-	tuple.t_len = HeapTupleHeaderGetDatumLength(row);
-	ItemPointerSetInvalid(&tuple.t_self);
-	tuple.t_tableOid = InvalidOid;
-	tuple.t_data = row;
+	return !any_null || !state->function.fn_strict;
+}
+
+/*
+ * For a function of this library: hand over the columns of its row instead of
+ * making a tuple of them.  What they point to must be in the memory context
+ * that the function was called in.  False if it was not called by the node, and
+ * must return a tuple.
+ */
+bool
+ak_hand_over_row(FunctionCallInfo fcinfo, int ncolumns, const Datum *values,
+				 const bool *nulls)
+{
+	CallScanState *state = (CallScanState *) fcinfo->context;
+
+	if (state == NULL || !IsA(state, CustomScanState) ||
+		state->scan.methods != &exec_methods)
+		return false;
+	state->nresults = ncolumns;
+	state->values = palloc(ncolumns * sizeof(Datum));
+	memcpy(state->values, values, ncolumns * sizeof(Datum));
+	state->nulls = palloc(ncolumns * sizeof(bool));
+	memcpy(state->nulls, nulls, ncolumns * sizeof(bool));
+	return true;
+}
+
+/* The columns of a row that is a tuple. */
+static void
+take_row(CallScanState *state, HeapTupleHeader row)
+{
+	TupleDesc	desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
+											  HeapTupleHeaderGetTypMod(row));
+	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(row),
+	.t_data = row};
+
 	state->nresults = desc->natts;
 	state->values = palloc(desc->natts * sizeof(Datum));
 	state->nulls = palloc(desc->natts * sizeof(bool));
 	heap_deform_tuple(&tuple, desc, state->values, state->nulls);
 	ReleaseTupleDesc(desc);
+}
+
+/* Call the function; its result is kept until the next call. */
+static void
+call_function(CallScanState *state)
+{
+	FunctionCallInfo call = state->call;
+	MemoryContext caller;
+
+	check_stack_depth();
+	ResetExprContext(state->context);
+	state->nresults = 0;		/* no row: all columns are null */
+	state->values = NULL;
+	caller = MemoryContextSwitchTo(state->context->ecxt_per_tuple_memory);
+	if (evaluate_args(state))
+	{
+		PgStat_FunctionCallUsage usage;
+		Datum		result;
+
+		call->isnull = false;
+		pgstat_init_function_usage(call, &usage);
+		result = FunctionCallInvoke(call);
+		pgstat_end_function_usage(&usage, true);
+		if (state->values == NULL && !call->isnull)
+			take_row(state, DatumGetHeapTupleHeader(result));
+	}
 	MemoryContextSwitchTo(caller);
+	state->is_called = true;
 }
 
 static TupleTableSlot *

@@ -25,6 +25,12 @@
 #define EVICTION_PATIENCE 4096
 #define EVICTION_LOOKS 250000
 
+#ifdef __GNUC__
+#define prefetch(address) __builtin_prefetch(address)
+#else
+#define prefetch(address) ((void) (address))
+#endif
+
 /* What the hash table needs of its own, beside the entries. */
 typedef struct MeterTable
 {
@@ -126,6 +132,42 @@ bucket_of(const MeterKey *key)
 	return &table->buckets[(subject % AK_PARTITIONS) *
 						   table->buckets_per_partition +
 						   (rest & (table->buckets_per_partition - 1))];
+}
+
+static uint32 *
+bucket_of_counts(const pg_uuid_t *key_id)
+{
+	MeterKey	key = {
+		.subject_id = *key_id,
+		.generation = ak_catalog()->generation
+	};
+
+	return bucket_of(&key);
+}
+
+/*
+ * A key's quota and rate will be asked for: have memory bring their bucket, and
+ * then, after some work, what is first in it.  Without a lock, since it is a
+ * guess.
+ */
+void
+ak_meter_expect_bucket(const pg_uuid_t *key_id)
+{
+	prefetch(bucket_of_counts(key_id));
+}
+
+void
+ak_meter_expect_entry(const pg_uuid_t *key_id)
+{
+	uint32		i = *(volatile uint32 *) bucket_of_counts(key_id);
+
+	if (i != AK_NONE)
+	{
+		const char *entry = (const char *) &ak_shared->entries[i];
+
+		prefetch(entry);
+		prefetch(entry + sizeof(MeterEntry) - 1);
+	}
 }
 
 /* MeterKey has no padding. */

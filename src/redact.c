@@ -135,9 +135,8 @@ follows_known_prefix(const char *text, const char *underscore, const Run *run)
 	while (word > text && underscore - word <= AK_PREFIX_MAX &&
 		   (ak_is_base62(word[-1]) || word[-1] == '_'))
 		word--;
-	if (!is_known_prefix(word, underscore - word))
-		return false;
-	return run->lower < run->length || (word > text && word[-1] == '\'');
+	return (run->lower < run->length || (word > text && word[-1] == '\'')) &&
+		is_known_prefix(word, underscore - word);
 }
 
 /* Whether the run ends a name that has been cut to the length of names. */

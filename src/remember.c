@@ -91,13 +91,22 @@ ak_column_of(Relation rel, HeapTuple tuple, const char *name, bool *isnull)
 	return heap_getattr(tuple, attnum, RelationGetDescr(rel), isnull);
 }
 
+static bool
+is_key_of(const AkMemory *memory, const void *entry, const void *key)
+{
+	return memory->key_size > 0 ? memcmp(entry, key, memory->key_size) == 0 :
+		strcmp(entry, key) == 0;
+}
+
 /* What is remembered under a key, or NULL; good until the next look-up. */
 void *
 ak_remembered(AkMemory *memory, const void *key)
 {
-	if (memory->table != NULL && memory->changes == ak_catalog_changes())
-		return hash_search(memory->table, key, HASH_FIND, NULL);
-	return NULL;
+	if (memory->table == NULL || memory->changes != ak_catalog_changes())
+		return NULL;
+	if (memory->last == NULL || !is_key_of(memory, memory->last, key))
+		memory->last = hash_search(memory->table, key, HASH_FIND, NULL);
+	return memory->last;
 }
 
 /*
@@ -115,6 +124,7 @@ ak_memory_prepare(AkMemory *memory, uint64 changes)
 		hash_get_num_entries(memory->table) < max)
 		return;
 	memory->table = NULL;
+	memory->last = NULL;
 	if (memory->context != NULL)
 		MemoryContextReset(memory->context);
 	else

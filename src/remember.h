@@ -31,6 +31,7 @@ typedef struct AkMemory
 	HTAB	   *table;
 	MemoryContext context;
 	uint64		changes;		/* as of which it holds */
+	void	   *last;			/* entry found last: most keys have one plan */
 } AkMemory;
 
 extern void ak_visit_rows(Oid relid, Oid indexid, const char *column,

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * secret.c
- *	  Make, parse and digest secrets; make time-ordered uuids.
+ *	  Make and parse secrets; make time-ordered uuids.
  *
  * A secret is <prefix>_<32 random base62><6 base62 checksum>.  The checksum is
  * the CRC-32 (IEEE 802.3) of all before it, so that a mistyped or invented
@@ -14,12 +14,9 @@
 
 #include <sys/time.h>
 
-#include "common/cryptohash.h"
 #include "common/sha2.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
 #include "utils/pg_crc.h"
-#include "utils/resowner.h"
 
 #include "apikeys.h"
 
@@ -160,42 +157,6 @@ int
 ak_secret_start_length(const char *secret)
 {
 	return strlen(secret) - AK_SECRET_TAIL + AK_START_RANDOM;
-}
-
-/*
- * SHA-256 of a secret.  One context serves the backend for its life; it
- * belongs to a resource owner of its own so that no transaction's end frees
- * it.
- */
-void
-ak_secret_digest(const char *secret, int length, uint8 digest[AK_DIGEST_LEN])
-{
-	static pg_cryptohash_ctx *context = NULL;
-
-	if (context == NULL)
-	{
-		ResourceOwner caller = CurrentResourceOwner;
-		MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-
-		CurrentResourceOwner = ResourceOwnerCreate(NULL, "apikeys");
-		PG_TRY();
-		{
-			context = pg_cryptohash_create(PG_SHA256);
-		}
-		PG_FINALLY();
-		{
-			CurrentResourceOwner = caller;
-			MemoryContextSwitchTo(oldcontext);
-		}
-		PG_END_TRY();
-	}
-	if (pg_cryptohash_init(context) < 0 ||
-		pg_cryptohash_update(context, (const uint8 *) secret, length) < 0 ||
-		pg_cryptohash_final(context, digest, AK_DIGEST_LEN) < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute a SHA-256 digest: %s",
-						pg_cryptohash_error(context))));
 }
 
 /*

@@ -249,8 +249,10 @@ decide(const Request *request, Decision *d)
 
 	d->key_is_known = true;
 	request->record->key_id = d->key.id;
+	ak_meter_expect_bucket(&d->key.id);
 	learn_prefix(request->secret);
 	ak_subject_of_key(&d->key, &d->subject);
+	ak_meter_expect_entry(&d->key.id);
 
 	if (is_switched_off(d))
 		return AK_DISABLED;
@@ -438,6 +440,8 @@ apikey_verify(PG_FUNCTION_ARGS)
 		ak_current_remember(&decision.key, &decision.subject);
 	ak_answer(&request, &decision, values, nulls);
 
+	if (ak_hand_over_row(fcinfo, OUT_COLUMNS, values, nulls))
+		return (Datum) 0;
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(result_columns(fcinfo->flinfo),
 													  values, nulls)));
 }

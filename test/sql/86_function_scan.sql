@@ -88,6 +88,40 @@ FETCH BACKWARD c;
 FETCH c;
 COMMIT;
 SELECT used();
+-- Columns are handed over as they are: a large one, also to a cursor that outlives
+-- the transaction; of a call, and not of another in its arguments.
+SELECT api_key AS large FROM apikey_create('large', 'sam', 'scan',
+    jsonb_build_object('text', (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 400) n)), api_id => 'scan') \gset
+SELECT pg_column_size(metadata) > 8000 AS is_large, metadata ->> 'text' = (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 400) n) AS same
+  FROM apikey_verify(:'large');
+BEGIN;
+DECLARE held CURSOR WITH HOLD FOR SELECT metadata, name FROM apikey_verify(:'large');
+COMMIT;
+UPDATE apikeys.keys SET metadata = '{}' WHERE name = 'large';
+VACUUM apikeys.keys;
+CREATE TABLE held (length int, name text);
+DO $$
+DECLARE
+    held CURSOR FOR SELECT 1;
+    m jsonb;
+    n text;
+BEGIN
+    held := 'held';
+    FETCH held INTO m, n;
+    INSERT INTO held VALUES (length(m ->> 'text'), n);
+END
+$$;
+CLOSE held;
+TABLE held;
+DROP TABLE held;
+SELECT code, name, key_id IS NULL AS no_key FROM apikey_verify('x', (apikey_verify(:'large')).name);
+SELECT code, name FROM apikey_verify(:'large', (apikey_verify('x')).code);
+-- Counted as calls, where the server counts them.
+BEGIN;
+SET LOCAL track_functions = 'all';
+SELECT n, code FROM generate_series(1, 3) n, apikey_verify(repeat('x', n));
+SELECT pg_stat_get_xact_function_calls('apikey_verify'::regproc);
+COMMIT;
 -- A row that is changed with what was verified.
 CREATE TABLE changed (n int, code text);
 INSERT INTO changed VALUES (1), (2);
