@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *	  Differences between the server versions that apikeys is built for.
- *	  The only file with conditions on PG_VERSION_NUM.
+ *	  Differences between the versions of the server and of OpenSSL that apikeys
+ *	  is built for.  The only file with conditions on them.
  *
  *-------------------------------------------------------------------------
  */
@@ -105,6 +105,14 @@
 #include "commands/explain_format.h"
 #else
 #include "commands/explain.h"
+#endif
+
+/* OpenSSL 3 finds an algorithm once for all its uses, if it is asked to. */
+#ifdef USE_OPENSSL
+#include <openssl/opensslv.h>
+#if OPENSSL_VERSION_NUMBER >= 0x30000000L
+#define AK_OPENSSL_FETCHES
+#endif
 #endif
 
 #endif							/* APIKEYS_COMPAT_H */

@@ -12,18 +12,17 @@
  */
 #include "postgres.h"
 
-#ifdef USE_OPENSSL
-#include <openssl/err.h>
-#include <openssl/evp.h>
-#endif
-
 #include "common/cryptohash.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "compat.h"
 #include "secret.h"
 
-#if defined(USE_OPENSSL) && OPENSSL_VERSION_NUMBER >= 0x30000000L
+#ifdef AK_OPENSSL_FETCHES
+
+#include <openssl/err.h>
+#include <openssl/evp.h>
 
 /* Algorithm and context serve the backend for its life. */
 static const char *

@@ -53,6 +53,7 @@ typedef struct CallScanState
 	ExprState **args;			/* NULL where it is a constant */
 	ExprContext *context;		/* of the call: holds its result */
 	Bitmapset  *params;			/* that the call depends on */
+	int			ncolumns;		/* of the function's type, when planned */
 	int			nresults;		/* columns of the function's result */
 	Datum	   *values;			/* NULL until the function hands them over */
 	bool	   *nulls;
@@ -162,6 +163,7 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path, List *tlist,
 	scan->flags = path->flags;
 	scan->custom_exprs = list_make1(linitial_node(RangeTblFunction,
 												  rte->functions)->funcexpr);
+	scan->custom_private = list_make1_int(list_length(rte->eref->colnames));
 	scan->methods = &scan_methods;
 	return &scan->scan.plan;
 }
@@ -252,6 +254,7 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 	ListCell   *lc;
 	int			n = 0;
 
+	state->ncolumns = linitial_int(scan->custom_private);
 	init_call(state, call, &node->ss.ps);
 	state->context = CreateExprContext(estate);
 	if (!bms_is_empty(scan->scan.plan.allParam))
@@ -283,7 +286,7 @@ evaluate_args(CallScanState *state)
  * For a function of this library: hand over the columns of its row instead of
  * making a tuple of them.  What they point to must be in the memory context
  * that the function was called in.  False if it was not called by the node, and
- * must return a tuple.
+ * must return a tuple.  Errors: XX000 if its type has other columns.
  */
 bool
 ak_hand_over_row(FunctionCallInfo fcinfo, int ncolumns, const Datum *values,
@@ -294,6 +297,8 @@ ak_hand_over_row(FunctionCallInfo fcinfo, int ncolumns, const Datum *values,
 	if (state == NULL || !IsA(state, CustomScanState) ||
 		state->scan.methods != &exec_methods)
 		return false;
+	if (state->ncolumns != ncolumns)
+		elog(ERROR, "unexpected number of columns in the result of an apikeys function");
 	state->nresults = ncolumns;
 	state->values = palloc(ncolumns * sizeof(Datum));
 	memcpy(state->values, values, ncolumns * sizeof(Datum));

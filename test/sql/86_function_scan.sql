@@ -116,6 +116,11 @@ TABLE held;
 DROP TABLE held;
 SELECT code, name, key_id IS NULL AS no_key FROM apikey_verify('x', (apikey_verify(:'large')).name);
 SELECT code, name FROM apikey_verify(:'large', (apikey_verify('x')).code);
+-- Not of a type that has others.
+BEGIN;
+ALTER TYPE apikeys.verification ADD ATTRIBUTE more int;
+SELECT code, more FROM apikey_verify(:'large');
+ROLLBACK;
 -- Counted as calls, where the server counts them.
 BEGIN;
 SET LOCAL track_functions = 'all';
