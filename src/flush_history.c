@@ -113,7 +113,7 @@ write_collected(void *arg)
 		records[i] = collected->records[i].record;
 	if (collected->nrecorded > 0)
 		ak_insert_history(records, collected->nrecorded);
-	collected->rollup_counts = ak_rollup_journal(records, collected->n);
+	collected->rollup_counts = ak_journal_write(records, collected->n);
 }
 
 /* Begin to write all that the buffer holds by now. */

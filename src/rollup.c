@@ -4,8 +4,7 @@
  *	  Count requests by key, outcome, hour and day.  Runs in a database's worker.
  *
  * The transaction that writes history also writes down what it adds to the
- * counts, packed into arrays: a row or a few of apikeys.rollup_journal a flush.
- * So the two agree, whatever dies when, and nothing has to be counted again
+ * counts, in apikeys.rollup_journal (rollup_journal.c).  So the two agree, whatever dies when, and nothing has to be counted again
  * after a crash.  From the journal the counts are added to apikeys.rollups in
  * transactions of their own, which empty it: at once where there is little,
  * else in a round every 30 s, so that a key costs few row updates however busy
@@ -27,9 +26,6 @@
 #include "utils/builtins.h"
 
 #include "worker.h"
-
-/* Counts in one row of the journal. */
-#define JOURNAL_ROW 2000
 
 /*
  * Counts added in one step, as many as there is time for.  Keys that come again
@@ -71,116 +67,7 @@ static pg_uuid_t round_end;		/* its last row */
 static int64 add_time = 0;		/* that the last step took */
 static int64 step_counts = STEP_COUNTS; /* of the next step */
 
-/* ----- the journal ----- */
-
-typedef struct Counts
-{
-	int			n;				/* in the arrays */
-	int			total;			/* with those written already */
-	Datum		key_ids[JOURNAL_ROW];
-	Datum		starts[JOURNAL_ROW];
-	Datum		codes[JOURNAL_ROW];
-	Datum		requests[JOURNAL_ROW];
-	Datum		costs[JOURNAL_ROW];
-} Counts;
-
-static void
-write_journal_row(Counts *counts)
-{
-	int			n = counts->n;
-	Oid			types[7];
-	Datum		args[7];
-
-	if (n == 0)
-		return;
-	args[0] = ak_array_of(UUIDOID, counts->key_ids, n, &types[0]);
-	args[1] = ak_array_of(TIMESTAMPTZOID, counts->starts, n, &types[1]);
-	args[2] = ak_array_of(TEXTOID, counts->codes, n, &types[2]);
-	args[3] = ak_array_of(INT8OID, counts->requests, n, &types[3]);
-	args[4] = ak_array_of(INT8OID, counts->costs, n, &types[4]);
-	args[5] = Int32GetDatum(n);
-	types[5] = INT4OID;
-	args[6] = counts->key_ids[0];
-	types[6] = UUIDOID;
-	if (SPI_execute_with_args("INSERT INTO apikeys.rollup_journal"
-							  " (key_ids, starts, codes, requests, costs, counts,"
-							  " first_key)"
-							  " VALUES ($1, $2, $3, $4, $5, $6, $7)",
-							  7, types, args, NULL, false, 0) != SPI_OK_INSERT)
-		elog(ERROR, "could not write apikeys.rollup_journal");
-	counts->total += n;
-	counts->n = 0;
-}
-
-/* One key in one hour. */
-typedef struct Tally
-{
-	const pg_uuid_t *key_id;	/* NULL: nothing yet */
-	AkSpan		hour;
-	int64		requests[AK_VALID + 1];
-	int64		cost;			/* of what was allowed, less what was given
-								 * back of reservations */
-} Tally;
-
-static void
-put_tally(Counts *counts, const Tally *tally, Datum *codes)
-{
-	for (int o = 0; o <= AK_VALID; o++)
-	{
-		int64		cost = o == AK_VALID ? tally->cost : 0;
-
-		if (tally->requests[o] == 0 && cost == 0)
-			continue;
-		if (counts->n == JOURNAL_ROW)
-			write_journal_row(counts);
-		counts->key_ids[counts->n] = UUIDPGetDatum(tally->key_id);
-		counts->starts[counts->n] = TimestampTzGetDatum(tally->hour.start);
-		counts->codes[counts->n] = codes[o];
-		counts->requests[counts->n] = Int64GetDatum(tally->requests[o]);
-		counts->costs[counts->n] = Int64GetDatum(cost);
-		counts->n++;
-	}
-}
-
-/*
- * Write down what records add to the rollups, in the caller's transaction.
- * They are sorted by key and time, or nearly so: what comes apart is added
- * together later.  Returns the number of counts, for ak_rollup_noted() after
- * the commit.
- */
-int
-ak_rollup_journal(const AkRecord **records, int n)
-{
-	Counts	   *counts = palloc(sizeof(Counts));
-	Tally		tally = {0};
-	Datum		codes[AK_VALID + 1];
-
-	counts->n = counts->total = 0;
-	for (int o = 0; o <= AK_VALID; o++)
-		codes[o] = CStringGetTextDatum(ak_outcome_name(o));
-	for (int i = 0; i < n; i++)
-	{
-		const AkRecord *record = records[i];
-
-		if (tally.key_id == NULL ||
-			memcmp(tally.key_id, &record->key_id, UUID_LEN) != 0 ||
-			record->timestamp < tally.hour.start ||
-			record->timestamp >= tally.hour.end)
-		{
-			put_tally(counts, &tally, codes);
-			memset(&tally, 0, sizeof(tally));
-			tally.key_id = &record->key_id;
-			ak_period_at(AK_HOUR, AK_CALENDAR, record->timestamp, &tally.hour);
-		}
-		if (record->outcome <= AK_VALID)
-			tally.requests[record->outcome]++;
-		if (record->outcome >= AK_VALID)
-			tally.cost += record->cost;
-	}
-	put_tally(counts, &tally, codes);
-	write_journal_row(counts);
-	return counts->total;
-}
+/* ----- when to add ----- */
 
 /*
  * Adding a few counts soon shall not take more than a hundredth of the worker's
@@ -250,8 +137,9 @@ add_counts(void *arg)
 	Datum		take_args[] = {
 		Int64GetDatum(step_counts), Int32GetDatum(1000), UUIDPGetDatum(&round_end)
 	};
-	Oid			type = UUIDARRAYOID;
 	Datum		ids;
+	Oid			types[AK_ROLLUP_COLUMNS];
+	Datum		columns[AK_ROLLUP_COLUMNS];
 	bool		isnull;
 
 	ak_set_locally("synchronous_commit", "off");
@@ -279,20 +167,10 @@ add_counts(void *arg)
 	if (isnull)
 		return;
 	ak_plan_by_index();
-	if (SPI_execute_with_args("WITH taken AS (DELETE FROM apikeys.rollup_journal j"
-							  " WHERE j.id = ANY ($1) RETURNING j.*),"
-							  " hours AS MATERIALIZED (SELECT c.key_id, c.start, c.code,"
-							  " sum(c.requests)::bigint AS requests, sum(c.cost)::bigint AS cost"
-							  " FROM taken t,"
-							  " unnest(t.key_ids, t.starts, t.codes, t.requests, t.costs)"
-							  " AS c (key_id, start, code, requests, cost)"
-							  " GROUP BY 1, 2, 3),"
-							  " counts AS MATERIALIZED (SELECT h.key_id, 'hour' AS step,"
-							  " h.start, h.code, h.requests, h.cost FROM hours h"
-							  " UNION ALL"
-							  " SELECT h.key_id, 'day', date_trunc('day', h.start, 'UTC'), h.code,"
-							  " sum(h.requests)::bigint, sum(h.cost)::bigint"
-							  " FROM hours h GROUP BY 1, 3, 4),"
+	ak_journal_take(ids, types, columns);
+	if (SPI_execute_with_args("WITH counts AS MATERIALIZED ("
+							  "SELECT * FROM unnest($1, $2, $3, $4, $5, $6)"
+							  " AS c (key_id, step, start, code, requests, cost)),"
 							  " totals AS (INSERT INTO apikeys.rollup_totals AS t"
 							  " (step, start, code, requests, cost)"
 							  " SELECT c.step, c.start, c.code, sum(c.requests), sum(c.cost)"
@@ -301,7 +179,7 @@ add_counts(void *arg)
 							  " SET requests = t.requests + excluded.requests,"
 							  " cost = t.cost + excluded.cost)"
 							  " MERGE INTO apikeys.rollups AS r"
-							  " USING (SELECT * FROM counts ORDER BY 1, 2, 3, 4) c"
+							  " USING counts c"
 							  " ON r.key_id = c.key_id AND r.step = c.step"
 							  " AND r.start = c.start AND r.code = c.code"
 							  " WHEN MATCHED THEN UPDATE"
@@ -309,7 +187,8 @@ add_counts(void *arg)
 							  " WHEN NOT MATCHED THEN"
 							  " INSERT (key_id, step, start, code, requests, cost)"
 							  " VALUES (c.key_id, c.step, c.start, c.code, c.requests, c.cost)",
-							  1, &type, &ids, NULL, false, 0) != SPI_OK_MERGE)
+							  AK_ROLLUP_COLUMNS, types, columns, NULL, false,
+							  0) != SPI_OK_MERGE)
 		elog(ERROR, "could not write apikeys.rollups");
 	step->rows = SPI_processed;
 }

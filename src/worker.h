@@ -79,8 +79,13 @@ extern void ak_marks_take(AkDatabase *db);
 /* insert.c */
 extern void ak_insert_history(const AkRecord **records, int n);
 
+/* rollup_journal.c */
+#define AK_ROLLUP_COLUMNS 6		/* of apikeys.rollups */
+
+extern int	ak_journal_write(const AkRecord **records, int n);
+extern void ak_journal_take(Datum ids, Oid *types, Datum *columns);
+
 /* rollup.c */
-extern int	ak_rollup_journal(const AkRecord **records, int n);
 extern void ak_rollup_noted(AkDatabase *db, int counts);
 extern int64 ak_rollup_due(AkDatabase *db);
 extern void ak_rollup_step(AkDatabase *db);

@@ -54,14 +54,19 @@ COMMENT ON CONSTRAINT rollup_totals_pkey ON apikeys.rollup_totals IS 'Totals, by
 -- writes the rollups.
 CREATE TABLE apikeys.rollup_journal (
     id uuid PRIMARY KEY DEFAULT apikeys.uuidv7(),
+    start timestamptz NOT NULL,
+    code text NOT NULL,
     first_key uuid NOT NULL,
     key_ids uuid[] NOT NULL,
-    starts timestamptz[] NOT NULL,
-    codes text[] NOT NULL,
-    requests bigint[] NOT NULL,
+    requests int[] NOT NULL,
     costs bigint[] NOT NULL,
     counts int NOT NULL
 );
+-- Read once, half a minute later: to compress it takes longer than to write it.
+ALTER TABLE apikeys.rollup_journal
+    ALTER COLUMN key_ids SET STORAGE EXTERNAL,
+    ALTER COLUMN requests SET STORAGE EXTERNAL,
+    ALTER COLUMN costs SET STORAGE EXTERNAL;
 SELECT pg_catalog.pg_extension_config_dump('apikeys.rollup_journal', '');
 
 -- Taken in this order: counts of the same keys, of many flushes, at once. (By a
@@ -70,12 +75,12 @@ CREATE INDEX rollup_journal_first_key_idx ON apikeys.rollup_journal (first_key, 
 
 COMMENT ON TABLE apikeys.rollup_journal IS 'What is to be added to apikeys.rollups, for up to 30 seconds';
 COMMENT ON COLUMN apikeys.rollup_journal.id IS 'Identifier';
-COMMENT ON COLUMN apikeys.rollup_journal.first_key IS 'The first of them: a row holds counts of keys that follow one another';
-COMMENT ON COLUMN apikeys.rollup_journal.key_ids IS 'The key of each count';
-COMMENT ON COLUMN apikeys.rollup_journal.starts IS 'Its hour';
-COMMENT ON COLUMN apikeys.rollup_journal.codes IS 'Its outcome';
-COMMENT ON COLUMN apikeys.rollup_journal.requests IS 'Requests with this outcome';
-COMMENT ON COLUMN apikeys.rollup_journal.costs IS 'What they consumed';
+COMMENT ON COLUMN apikeys.rollup_journal.start IS 'Start of the hour';
+COMMENT ON COLUMN apikeys.rollup_journal.code IS 'The outcome, such as VALID or USAGE_EXCEEDED';
+COMMENT ON COLUMN apikeys.rollup_journal.first_key IS 'The first of the keys, which follow one another';
+COMMENT ON COLUMN apikeys.rollup_journal.key_ids IS 'The keys presented: each is a count';
+COMMENT ON COLUMN apikeys.rollup_journal.requests IS 'Requests of each';
+COMMENT ON COLUMN apikeys.rollup_journal.costs IS 'What those of each consumed; 0 for those denied';
 COMMENT ON COLUMN apikeys.rollup_journal.counts IS 'How many counts the row holds';
 COMMENT ON INDEX apikeys.rollup_journal_first_key_idx IS 'The order in which they are added';
 

@@ -736,7 +736,7 @@ class Run:
         fl = "WHERE key_id NOT IN (SELECT id FROM t.fillers)"
         got = {}
         for r in self.ctl.execute("""SELECT key_id::text, step, t.us(start), code, sum(requests)::bigint, sum(cost)::bigint FROM (SELECT key_id, step, start, code, requests, cost FROM apikeys.rollups
-              UNION ALL SELECT u.k, x.step, date_trunc(x.step, u.s, 'UTC'), u.c, u.r, u.o FROM apikeys.rollup_journal j, unnest(key_ids, starts, codes, requests, costs) u(k, s, c, r, o), (VALUES ('hour'), ('day')) x(step)) a """
+              UNION ALL SELECT u.k, x.step, date_trunc(x.step, j.start, 'UTC'), j.code, u.r, u.o FROM apikeys.rollup_journal j, unnest(key_ids, requests, costs) u(k, r, o), (VALUES ('hour'), ('day')) x(step)) a """
               + fl + " GROUP BY 1, 2, 3, 4").fetchall(): got[tuple(r[:4])] = tuple(r[4:])
         empty = self.ctl.execute("SELECT count(*) FROM apikeys.rollup_journal").fetchone()[0] == 0
         alive = set(self.T['keys'])

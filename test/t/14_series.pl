@@ -379,15 +379,15 @@ $node->safe_psql(
 	BEGIN
 		IF NOT EXISTS (SELECT FROM public.taken) THEN
 			INSERT INTO apikeys.rollup_journal
-			       (first_key, key_ids, starts, codes, requests, costs, counts)
-			VALUES (lpad('0', 32, '0')::uuid, '{}', '{}', '{}', '{}', '{}', 1);
+			       (start, code, first_key, key_ids, requests, costs, counts)
+			VALUES (now(), 'VALID', lpad('0', 32, '0')::uuid, '{}', '{}', '{}', 1);
 		END IF;
 		INSERT INTO public.taken VALUES (txid_current(), OLD.first_key);
 		RETURN NULL;
 	END $$;
 	INSERT INTO apikeys.rollup_journal
-	       (first_key, key_ids, starts, codes, requests, costs, counts)
-	SELECT lpad(n::text, 32, '0')::uuid, '{}', '{}', '{}', '{}', '{}', 6000
+	       (start, code, first_key, key_ids, requests, costs, counts)
+	SELECT now(), 'VALID', lpad(n::text, 32, '0')::uuid, '{}', '{}', '{}', 6000
 	  FROM generate_series(1, 8) n;
 	CREATE TRIGGER note_taken AFTER DELETE ON apikeys.rollup_journal
 	FOR EACH ROW EXECUTE FUNCTION note_taken();
@@ -416,6 +416,33 @@ is( $node->safe_psql(
 	'after all that was there when it began');
 cmp_ok($node->safe_psql('rounds', 'SELECT count FROM tidied'), '>', 1,
 	'what is left of a key that is gone does not wait for its end');
+
+# A row whose arrays do not agree is added to nothing, nor is what comes with it.
+my $log = -s $node->logfile;
+$node->safe_psql(
+	'rounds', q(
+	DROP TRIGGER note_taken ON apikeys.rollup_journal;
+	DELETE FROM apikeys.rollups;
+	INSERT INTO apikeys.rollup_journal
+	       (start, code, first_key, key_ids, requests, costs, counts)
+	SELECT date_trunc('hour', now(), 'UTC'), 'VALID', key_ids[1], key_ids, requests, '{1}', 1
+	  FROM (SELECT ARRAY[lpad('1', 32, '0')::uuid], '{1}'::int[]
+	        UNION ALL
+	        SELECT ARRAY[lpad('2', 32, '0')::uuid], '{1,2}') r (key_ids, requests)));
+verify($node, 'rounds', $late);
+$node->wait_for_log(
+	qr/a row of apikeys\.rollup_journal has arrays that do not agree/, $log);
+is( $node->safe_psql('rounds',
+		q(SELECT count(*), (SELECT count(*) FROM apikeys.rollups) FROM apikeys.rollup_journal)),
+	'3|0',
+	'a damaged row stops all');
+$node->safe_psql('rounds',
+	q(DELETE FROM apikeys.rollup_journal WHERE cardinality(requests) = 2));
+$node->restart;
+is( $node->safe_psql('rounds',
+		q(SELECT step, requests, cost FROM apikeys.rollups WHERE key_id = lpad('1', 32, '0')::uuid ORDER BY 1)),
+	"day|1|1\nhour|1|1",
+	'the others are added when it is gone');
 
 $node->stop;
 done_testing();
