@@ -38,7 +38,7 @@
 
 /*
  * Few counts are added after a second or more, so many that the journal grows
- * (by some 40 bytes each) at once, others after 30 s.
+ * (by some 30 bytes each) at once, others after 30 s.
  */
 #define FEW_COUNTS 1000
 #define MANY_COUNTS 2000000

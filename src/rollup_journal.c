@@ -17,7 +17,7 @@
 #include "catalog/pg_type.h"
 #include "common/int.h"
 #include "executor/spi.h"
-#include "port/pg_bswap.h"
+#include "nodes/pg_list.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -189,10 +189,10 @@ ak_journal_write(const AkRecord **records, int n)
 /* What is to be added to one row of the rollups. */
 typedef struct Count
 {
-	uint64		key_id[2];		/* as numbers: in the order of uuid */
+	pg_uuid_t	key_id;
 	TimestampTz start;
 	bool		is_hour;		/* else a day */
-	int			code;			/* one of the texts in Sum */
+	int			code;			/* its place in Sum's list */
 	int64		requests;
 	int64		cost;
 } Count;
@@ -202,19 +202,17 @@ typedef struct Sum
 	int			n;
 	int			capacity;
 	Count	   *counts;
-	int			ncodes;
-	int			codes_capacity;
-	Datum	   *codes;
+	List	   *codes;			/* texts, each once */
 } Sum;
 
 /* As the rollups' primary key, but for the order of codes. */
 static int
 compare(const Count *x, const Count *y)
 {
-	if (x->key_id[0] != y->key_id[0])
-		return x->key_id[0] < y->key_id[0] ? -1 : 1;
-	if (x->key_id[1] != y->key_id[1])
-		return x->key_id[1] < y->key_id[1] ? -1 : 1;
+	int			keys = memcmp(&x->key_id, &y->key_id, UUID_LEN);
+
+	if (keys != 0)
+		return keys;
 	if (x->is_hour != y->is_hour)
 		return x->is_hour ? 1 : -1;
 	if (x->start != y->start)
@@ -273,23 +271,19 @@ reserve(Sum *sum, int n)
 		repalloc_huge(sum->counts, sum->capacity * sizeof(Count));
 }
 
-/* A code's number, which is the same for the same text. */
+/* A code's place in the list, which is the same for the same text. */
 static int
 code_of(Sum *sum, Datum code)
 {
-	for (int i = 0; i < sum->ncodes; i++)
+	ListCell   *cell;
+
+	foreach(cell, sum->codes)
 		if (DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
-												 sum->codes[i], code)))
-			return i;
-	if (sum->ncodes == sum->codes_capacity)
-	{
-		sum->codes_capacity = Max(2 * sum->codes_capacity, AK_OUTCOMES);
-		sum->codes = sum->codes == NULL ?
-			palloc(sum->codes_capacity * sizeof(Datum)) :
-			repalloc(sum->codes, sum->codes_capacity * sizeof(Datum));
-	}
-	sum->codes[sum->ncodes] = code;
-	return sum->ncodes++;
+												 PointerGetDatum(lfirst(cell)),
+												 code)))
+			return foreach_current_index(cell);
+	sum->codes = lappend(sum->codes, DatumGetPointer(code));
+	return list_length(sum->codes) - 1;
 }
 
 /* An array of the journal, which shall have so many elements. */
@@ -319,7 +313,7 @@ take_row(Sum *sum, uint64 row)
 	ArrayType  *request_array = DatumGetArrayTypeP(ak_returned(row, REQUESTS, NULL));
 	ArrayType  *cost_array = DatumGetArrayTypeP(ak_returned(row, COSTS, NULL));
 	int			n = ArrayGetNItems(ARR_NDIM(key_array), ARR_DIMS(key_array));
-	const char *key_ids = elements_of(key_array, n);
+	const pg_uuid_t *key_ids = elements_of(key_array, n);
 	const int32 *requests = elements_of(request_array, n);
 	const int64 *costs = elements_of(cost_array, n);
 
@@ -328,9 +322,7 @@ take_row(Sum *sum, uint64 row)
 	{
 		Count	   *count = &sum->counts[sum->n++];
 
-		memcpy(count->key_id, key_ids + i * UUID_LEN, UUID_LEN);
-		count->key_id[0] = pg_ntoh64(count->key_id[0]);
-		count->key_id[1] = pg_ntoh64(count->key_id[1]);
+		count->key_id = key_ids[i];
 		count->start = start;
 		count->is_hour = true;
 		count->code = code;
@@ -364,8 +356,6 @@ static void
 as_arrays(const Sum *sum, Oid *types, Datum *columns)
 {
 	Datum	   *values[AK_ROLLUP_COLUMNS];
-	pg_uuid_t  *key_ids = MemoryContextAllocHuge(CurrentMemoryContext,
-												 (sum->n + 1) * sizeof(pg_uuid_t));
 	const Oid	element_types[AK_ROLLUP_COLUMNS] = {
 		UUIDOID, TEXTOID, TIMESTAMPTZOID, TEXTOID, INT8OID, INT8OID
 	};
@@ -374,19 +364,15 @@ as_arrays(const Sum *sum, Oid *types, Datum *columns)
 
 	for (int c = 0; c < AK_ROLLUP_COLUMNS; c++)
 		values[c] = MemoryContextAllocHuge(CurrentMemoryContext,
-										   (sum->n + 1) * sizeof(Datum));
+										   sum->n * sizeof(Datum));
 	for (int i = 0; i < sum->n; i++)
 	{
 		const Count *count = &sum->counts[i];
-		uint64		key_id[2] = {
-			pg_hton64(count->key_id[0]), pg_hton64(count->key_id[1])
-		};
 
-		memcpy(&key_ids[i], key_id, UUID_LEN);
-		values[0][i] = UUIDPGetDatum(&key_ids[i]);
+		values[0][i] = UUIDPGetDatum(&count->key_id);
 		values[1][i] = count->is_hour ? hour : day;
 		values[2][i] = TimestampTzGetDatum(count->start);
-		values[3][i] = sum->codes[count->code];
+		values[3][i] = PointerGetDatum(list_nth(sum->codes, count->code));
 		values[4][i] = Int64GetDatum(count->requests);
 		values[5][i] = Int64GetDatum(count->cost);
 	}
