@@ -140,10 +140,8 @@ typedef struct AkDatabase
 	uint32		uses_pending;	/* keys whose last_used_at is due */
 	pg_uuid_t	rollup_tidied;	/* the key that tidying has come to */
 	bool		rollup_tidying; /* it is under way */
-	TimestampTz rollup_tidied_at;	/* its last end, how long it takes, and how
-									 * long it then pauses */
-	int64		rollup_tidy_time;
-	int64		rollup_tidy_pause;
+	int64		rollup_tidied_at;	/* when its last step ended, by ak_elapsed() */
+	int64		rollup_tidy_pause;	/* after it, in us */
 	uint64		charge_waits;	/* no lock, approximate */
 	ConditionVariable changed;	/* opened, a ceiling moved, space freed */
 	AkLanePadded lanes[AK_LANES];

@@ -316,31 +316,28 @@ tidy_step(AkDatabase *db)
 	int64		begin = ak_elapsed();
 	Step		step = {.position = db->rollup_tidied};
 	bool		ok = ak_worker_transaction(tidy_keys, &step);
-	int64		end = ak_elapsed();
 
-	db->rollup_tidy_time += end - begin;
-	if (ok)
-		db->rollup_tidied = step.position;
 	db->rollup_tidying = ok && !step.is_last;
 	if (db->rollup_tidying)
-		return;
-	if (ok)
+		db->rollup_tidied = step.position;
+	else if (ok)
 		memset(&db->rollup_tidied, 0, sizeof(pg_uuid_t));
-	db->rollup_tidied_at = end;
-	db->rollup_tidy_pause = 100 * db->rollup_tidy_time;
-	db->rollup_tidy_time = 0;
+	db->rollup_tidied_at = ak_elapsed();
+	db->rollup_tidy_pause = 100 * (db->rollup_tidied_at - begin);
 }
 
 /*
- * As often as other maintenance, but it shall not take more than a hundredth
- * of the worker's time.
+ * A walk over all keys begins as often as other maintenance; but each step of it
+ * is followed by a pause, so that it does not take more than a hundredth of the
+ * worker's time.
  */
 static int64
 tidy_due(AkDatabase *db)
 {
-	return db->rollup_tidying ? 0 :
-		db->rollup_tidied_at + Max(db->rollup_tidy_pause,
-								   ak_sweep_interval * USECS_PER_SEC);
+	int64		interval = ak_sweep_interval * USECS_PER_SEC;
+
+	return db->rollup_tidied_at +
+		Max(db->rollup_tidy_pause, db->rollup_tidying ? 0 : interval);
 }
 
 /* ----- what the worker calls ----- */
@@ -382,8 +379,8 @@ ak_rollup_close(AkDatabase *db)
 }
 
 /*
- * A worker came only to tidy up.  It leaves early if it is called: somebody
- * waits for one that opens the meter.
+ * A worker came only to tidy up, for a short time: it makes no pauses.  It leaves
+ * early if it is called: somebody waits for one that opens the meter.
  */
 void
 ak_rollup_visit(AkDatabase *db)
@@ -394,6 +391,7 @@ ak_rollup_visit(AkDatabase *db)
 	while (now >= ak_rollup_due(db) && now - begin < VISIT_TIME)
 	{
 		ak_rollup_step(db);
+		db->rollup_tidy_pause = 0;
 		if (db->called_at != 0)
 			break;
 		now = ak_elapsed();
