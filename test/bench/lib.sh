@@ -1,6 +1,6 @@
 # lib.sh: what the parts of the benchmark share. Sourced by run.
 #
-# Samples are lines "contestant|value" in $work/samples, one a round that
+# Samples are lines "contestant|value|round" in $work/samples, one a round that
 # counts; the table is made of lines "number|what|bar|measured|reached" in
 # $work/bars.
 
@@ -19,16 +19,20 @@ note() { printf '%s\n' "$*" >&2; }
 # ----- samples and bars -----
 
 sample() { # contestant, value
-    say "$1|$2" >>"$work/samples"
+    say "$1|$2|$n" >>"$work/samples"
 }
 
-# The median, least and most of a contestant's samples, and how many there are.
+# The median, least and most of the numbers in the input, and how many there are.
+describe() {
+    sort -g | awk '{ v[NR] = $1 }
+        END { if (NR) print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2,
+                  v[1], v[NR], NR
+              else print "nan nan nan 0" }'
+}
+
+# The same of a contestant's samples.
 summary() { # contestant
-    awk -F '|' -v name="$1" '$1 == name { print $2 }' "$work/samples" | sort -g |
-        awk '{ v[NR] = $1 }
-            END { if (NR) print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2,
-                      v[1], v[NR], NR
-                  else print "nan nan nan 0" }'
+    awk -F '|' -v name="$1" '$1 == name { print $2 }' "$work/samples" | describe
 }
 
 median() { # contestant
@@ -39,9 +43,14 @@ calc() { # expression of awk
     awk "BEGIN { printf \"%.6g\", $1 }" 2>/dev/null || say nan
 }
 
-ratio() { # contestant, contestant: of their medians
-    awk -v a="$(median "$1")" -v b="$(median "$2")" \
-        'BEGIN { if (a + 0 > 0 && b + 0 > 0) printf "%.3f", a / b; else print "nan" }'
+# The median of what the rounds have: a machine that is slower for a while is so
+# for both sides of a round.
+ratio() { # contestant, contestant
+    awk -F '|' -v a="$1" -v b="$2" '
+        $1 == a { x[$3] = $2 }
+        $1 == b { y[$3] = $2 }
+        END { for (n in x) if (n in y && y[n] > 0) print x[n] / y[n] }' "$work/samples" |
+        describe | awk '$4 == 0 { print "nan"; exit } { printf "%.3f", $1 }'
 }
 
 # A line of the table. The bar is ">= x" or "<= x"; what could not be measured

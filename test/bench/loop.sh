@@ -34,6 +34,7 @@ part_loop() {
     n=1
     while [ $n -le $rounds ]; do
         make_picks
+        rest bench
         printf '%s' "Round $n of $rounds, µs a call in one statement:" >&2
         round 'loop: a primary-key look-up, µs' run_loop \
             '(SELECT t.text FROM bench.texts t WHERE t.n = p.n)'

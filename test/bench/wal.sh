@@ -27,6 +27,7 @@ wal_a_request() { # contestant, command
 
 part_wal() {
     note "WAL a request"
+    n=1
     wal_a_request 'WAL of (c), bytes' run_by_hand warm
     wal_a_request 'WAL of (e), bytes' run_verify warm
     bar 9 'WAL a verification' '<= 250' "$(median 'WAL of (e), bytes')" bytes
