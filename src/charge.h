@@ -62,8 +62,8 @@ typedef struct MeterKey
  * Of a request's id, "charged" is when it was charged, or 0: see request_id.c.
  *
  * A change that is not a charge (a refill, an adjustment, the settlement of a
- * reservation) is counted in "changes", and acknowledged once it is durable:
- * "changes_written" has caught up.
+ * reservation, a write that has failed) is counted in "changes", and
+ * acknowledged once it is durable: "changes_written" has caught up.
  */
 typedef struct MeterEntry
 {

@@ -440,6 +440,29 @@ publish(const Batch *batch)
 }
 
 /*
+ * The rows may be as they were, while ceilings in memory are lower by now: count
+ * that as a change, so that a row does not pass for written once nothing else
+ * tells the two apart.
+ */
+static void
+keep_due(const Batch *batch)
+{
+	for (int i = 0; i < batch->n; i++)
+	{
+		const Row  *row = &batch->rows[i];
+		MeterEntry *entry = &ak_shared->entries[row->entry];
+		LWLock	   *lock = ak_partition_lock(&row->key);
+
+		if (row->key.period == AK_REQUEST)
+			continue;
+		LWLockAcquire(lock, LW_EXCLUSIVE);
+		if (entry->changes == entry->changes_written)
+			entry->changes++;
+		LWLockRelease(lock);
+	}
+}
+
+/*
  * Write a batch and tell its entries.  False if the write has failed.  SIGTERM
  * may have cancelled the wait for a standby: then nothing may be admitted on
  * the ground of what was written, and the closing writes it again.
@@ -453,6 +476,8 @@ write_batch(Batch *batch, AkPass pass)
 		ok = false;
 	if (ok)
 		publish(batch);
+	else
+		keep_due(batch);
 	batch->n = 0;
 	return ok;
 }

@@ -263,6 +263,32 @@ is(sql('SELECT id, credits FROM apikeys.key_objects ORDER BY id'),
 is(sql("SELECT credits FROM apikey_settle('$held', 0)"), '9',
 	'and does not mix up an earlier refill with a later one');
 
+# ----- A ceiling that is lowered by a write that fails -----
+
+# What a session may charge without asking is not lost in a crash once it is
+# left alone, ten intervals later.
+sql(q(ALTER SYSTEM SET apikeys.flush_interval = '500ms'; SELECT pg_reload_conf()));
+my ($ahead_id, $ahead) = issue($node, 'postgres', q('ahead', credits => 6400));
+my $ahead_row = "FROM apikeys.usage WHERE subject_id = '$ahead_id' AND period = 'credits'";
+is(verify_times($node, 'postgres', $ahead, 60), 60, 'some are consumed');
+ok($node->poll_query_until('postgres', "SELECT charged + 50 < ceiling $ahead_row"),
+	'more may be');
+my $failures = q(SELECT value FROM apikeys.stats WHERE name = 'flush_failures');
+my $failed = sql($failures);
+my $usage_lock = $node->background_psql('postgres');
+$usage_lock->query_safe('BEGIN; LOCK TABLE apikeys.usage IN SHARE MODE');
+is(sql("SELECT charged + 50 < ceiling $ahead_row"), 't', 'as the row says');
+ok($node->poll_query_until('postgres', "SELECT ($failures) > $failed"),
+	'it cannot be written that nobody does');
+$usage_lock->query_safe('COMMIT');
+$usage_lock->quit;
+ok($node->poll_query_until('postgres', "SELECT charged = 60 AND ceiling = 60 $ahead_row"),
+	'and then it is');
+$node->stop('immediate');
+ok(start_again($node), 'a crash');
+is(sql("SELECT credits FROM apikeys.key_objects WHERE id = '$ahead_id'"),
+	'6340', 'costs nothing');
+
 # ----- What is written at the next interval alone -----
 
 $node->append_conf('postgresql.conf', "apikeys.flush_interval = '1min'");
