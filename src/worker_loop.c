@@ -178,12 +178,13 @@ forget_sleep(void)
 
 /*
  * Whether somebody has called the worker.  It may have been woken for it while
- * it waited for something else.
+ * it waited for something else, such as a lock.
  */
 static bool
 is_called(void)
 {
-	return ShutdownRequestPending || ak_my_db->step_aside || ak_my_db->urgent ||
+	return ShutdownRequestPending || ConfigReloadPending ||
+		ak_my_db->step_aside || ak_my_db->urgent ||
 		(ak_my_db->history_urgent && !ak_my_db->stalled);
 }
 
