@@ -4,12 +4,13 @@
  *	  Count requests by key, outcome, hour and day.  Runs in a database's worker.
  *
  * The transaction that writes history also writes down what it adds to the
- * counts, in apikeys.rollup_journal (rollup_journal.c).  So the two agree, whatever dies when, and nothing has to be counted again
- * after a crash.  From the journal the counts are added to apikeys.rollups in
- * transactions of their own, which empty it: at once where there is little,
- * else in a round every 30 s, so that a key costs few row updates however busy
- * it is.  A round is of what was there when it began: what comes meanwhile would
- * have the same rows written again.
+ * counts, in apikeys.rollup_journal (rollup_journal.c).  So the two agree,
+ * whatever dies when, and nothing has to be counted again after a crash.  From
+ * the journal the counts are added to apikeys.rollups in transactions of their
+ * own, which empty it: at once where there is little, else in a round every
+ * 30 s, so that a key costs few row updates however busy it is.  A round is of
+ * what was there when it began: what comes meanwhile would have the same rows
+ * written again.
  *
  * Adding and tidying go by short steps, one at a time: between two of them the
  * worker looks whether anybody waits for a ceiling.  They commit without

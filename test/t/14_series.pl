@@ -311,10 +311,30 @@ ok( $node->poll_query_until(
 	'the worker has come by');
 is($node->safe_psql('postgres', sprintf $removed, $old),
 	'40004', 'with a retention of 0 all hours are kept');
+$node->safe_psql(
+	'postgres', q(
+	CREATE TABLE removals (began timestamptz, ended timestamptz);
+	CREATE FUNCTION note_removal() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.removals VALUES (now(), clock_timestamp());
+		RETURN NULL;
+	END $$;
+	CREATE TRIGGER note_removal AFTER DELETE ON apikeys.rollups
+	FOR EACH STATEMENT EXECUTE FUNCTION note_removal();
+	ALTER TABLE apikeys.rollups ENABLE ALWAYS TRIGGER note_removal));
 set('apikeys.rollup_retention', '1d');
 ok( $node->poll_query_until(
 		'postgres', sprintf "SELECT ($removed) <= 52", $old),
 	'with one of a day, a day of them');
+is( $node->safe_psql(
+		'postgres', q(
+		DROP TRIGGER note_removal ON apikeys.rollups;
+		SELECT count(*) >= 3, bool_and(pause >= 50 * took)
+		  FROM (SELECT ended - began AS took, lead(began) OVER (ORDER BY began) - ended AS pause
+		          FROM removals) s
+		 WHERE pause IS NOT NULL)),
+	't|t',
+	'by steps, each of them followed by a pause much longer');
 set('apikeys.rollup_retention', '0');
 
 # ----- A year of one key, among others -----

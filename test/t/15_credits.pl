@@ -288,6 +288,7 @@ $node->stop('immediate');
 ok(start_again($node), 'a crash');
 is(sql("SELECT credits FROM apikeys.key_objects WHERE id = '$ahead_id'"),
 	'6340', 'costs nothing');
+sql('ALTER SYSTEM RESET apikeys.flush_interval');
 
 # ----- What is written at the next interval alone -----
 
